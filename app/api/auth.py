@@ -1,0 +1,46 @@
+"""Who sends a request: the API-key guard.
+
+A route says what it asks of the caller in its `opt`: nothing for most (any valid key will do), `PUBLIC` or `ROOT_ONLY`.
+Without a root key in the settings the service is open, and everybody counts as root.
+"""
+
+import hmac
+from typing import Any
+
+from litestar.connection import ASGIConnection, Request
+from litestar.handlers import BaseRouteHandler
+
+from app.domain import Caller
+from app.errors import ApiKeyRejected, Forbidden
+
+API_KEY_HEADER = "X-API-Key"
+
+PUBLIC = {"is_public": True}
+ROOT_ONLY = {"is_root_only": True}
+
+
+def require_api_key(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Remember the caller, or raise: `ApiKeyRejected`, or `Forbidden` on a route for the root key alone."""
+    if handler.opt.get("is_public"):
+        return
+    caller = identify(connection.headers.get(API_KEY_HEADER), connection.app.state.settings.root_key)
+    if handler.opt.get("is_root_only") and not caller.is_root:
+        raise Forbidden("permission denied: this operation requires the root API key")
+    connection.scope["user"] = caller
+
+
+def identify(api_key: str | None, root_key: str | None) -> Caller:
+    """Return the sender of `api_key`. Raises `ApiKeyRejected`."""
+    if root_key is None:
+        return Caller()
+    if not api_key:
+        raise ApiKeyRejected("API Key is required")
+    # As bytes, because compare_digest refuses text outside ASCII; headers are decoded as Latin-1.
+    if not hmac.compare_digest(api_key.encode("latin-1"), root_key.encode()):
+        raise ApiKeyRejected("Invalid API Key")
+    return Caller()
+
+
+def provide_caller(request: Request[Caller, Any, Any]) -> Caller:
+    """Return the caller that the guard has let in."""
+    return request.user

@@ -1,0 +1,85 @@
+"""What happens around every request: its name, its place in the queue, and the shape of its path."""
+
+import re
+from typing import cast
+from urllib.parse import quote
+from uuid import uuid4
+
+from litestar.datastructures import Headers, MutableScopeHeaders
+from litestar.enums import ScopeType
+from litestar.exceptions import MethodNotAllowedException
+from litestar.middleware import ASGIMiddleware
+from litestar.response import Response
+from litestar.routes import HTTPRoute
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+
+from app.errors import Overloaded
+
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def request_id(scope: Scope) -> str:
+    """Return the name of a request: the client's X-Request-Id if it is harmless in a log, else a new one."""
+    state = scope["state"]
+    if "request_id" not in state:
+        sent = Headers.from_scope(scope).get("x-request-id", "")
+        state["request_id"] = sent if _SANE_REQUEST_ID.fullmatch(sent) else uuid4().hex
+    return cast("str", state["request_id"])
+
+
+async def add_request_id(message: Message, scope: Scope) -> None:
+    """Name the request in its answer, whatever the answer is."""
+    if message["type"] == "http.response.start":
+        MutableScopeHeaders.from_message(message)["X-Request-Id"] = request_id(scope)
+
+
+class RequestLimit(ASGIMiddleware):
+    """Lets at most `limit` requests into work at a time; for more there is a 503, before their body is read."""
+
+    scopes = (ScopeType.HTTP,)
+    exclude_opt_key = "is_public"
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._n_in_work = 0
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        """Pass the request on, or raise `Overloaded`."""
+        if self._n_in_work >= self._limit:
+            raise Overloaded("too many requests in work; try again later")
+        self._n_in_work += 1
+        try:
+            await next_app(scope, receive, send)
+        finally:
+            self._n_in_work -= 1
+
+
+class ContractPaths(ASGIMiddleware):
+    """Undoes what the framework is generous with: trailing slashes and OPTIONS."""
+
+    scopes = (ScopeType.HTTP,)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        """Pass the request on, redirect it, or raise `MethodNotAllowedException`."""
+        scope = cast("HTTPScope", scope)
+        if scope["method"] == "OPTIONS":
+            raise MethodNotAllowedException(headers={"allow": ", ".join(_methods(scope))})
+        raw_path = scope.get("raw_path", b"").partition(b"?")[0].decode("latin-1")
+        if raw_path.endswith("/"):
+            await _redirect(raw_path, scope, receive, send)
+        else:
+            await next_app(scope, receive, send)
+
+
+async def _redirect(raw_path: str, scope: HTTPScope, receive: Receive, send: Send) -> None:
+    # One slash in front: with two, the rest would name another host.
+    query = scope["query_string"].decode("latin-1")
+    location = "/" + quote(raw_path.strip("/"), safe="/%") + ("?" + query if query else "")
+    answer = Response(b"", status_code=307, headers={"Location": location})
+    await answer.to_asgi_response(app=None, request=scope["litestar_app"].request_class(scope))(scope, receive, send)
+
+
+def _methods(scope: HTTPScope) -> set[str]:
+    """Return the methods of the request's route."""
+    routes = (route for route in scope["litestar_app"].routes if isinstance(route, HTTPRoute))
+    return {method for route in routes if route.path_format == scope["path_template"] for method in route.methods}

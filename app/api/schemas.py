@@ -1,0 +1,361 @@
+"""Bodies of requests and answers, and their way to and from the domain.
+
+Unknown fields are ignored and null means "not given": clients of many versions send more than we know. Answers hold
+exactly the contract's fields, because some clients refuse one more; what does not apply is absent (`UNSET`), not null.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, cast
+
+from msgspec import UNSET, Struct, UnsetType
+
+from app.api.bodies import choice, integer
+from app.domain import (
+    Caller,
+    IndexAccess,
+    IndexDescription,
+    Item,
+    Match,
+    Metric,
+    NewIndex,
+    Precision,
+    Query,
+    StoredItem,
+    UpsertOutcome,
+    Vector,
+)
+from app.errors import BodyProblem, InvalidBody, InvalidInput
+
+# An integer on the wire may be written 2 or 2.0; `integer` turns either into an int.
+Integer: TypeAlias = int | float | None
+
+_DEFAULT_TOP_K = 100
+# `vector` may be returned, but does nothing in the service that clients know; `contents` must not be.
+_QUERY_INCLUDES = frozenset({"distance", "metadata"})
+_GET_INCLUDES = frozenset({"vector", "contents", "metadata"})
+
+_LEGACY_TYPES = frozenset({"ivfflat", "ivf", "ivfpq", "ivfsq"})
+_MAX_LISTS = 32_768
+
+# Fields of the contract that nothing serves yet, and what to answer to those who use them. Ignoring one would give a
+# wrong answer. Whoever serves a field deletes its line.
+_UNSERVED = {
+    "kms_name": "key services are not available: there is no kms_name to choose from",
+    "embedding_model": "embedding models are not available",
+    "metadata_schema": "metadata_schema is not supported",
+    "text_fields": "text_fields are not supported",
+    "bm25_k1": "bm25_k1 is not supported",
+    "bm25_b": "bm25_b is not supported",
+    "text": "text search is not supported",
+    "filters": "filters are not supported",
+}
+
+
+def refuse_unserved(body: Struct) -> None:
+    """Raise `InvalidInput` if `body` asks for what nothing serves yet."""
+    for name, answer in _UNSERVED.items():
+        if getattr(body, name, None) not in (None, "", [], {}):
+            raise InvalidInput(answer)
+
+
+# ---------------------------------------------------------------- requests
+
+
+class IndexRequest(Struct, frozen=True, kw_only=True):
+    """Names an index and the key that opens it; the whole body of describe, delete, stats, list_ids, num_vectors."""
+
+    index_name: str
+    index_key: str | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(index_name={self.index_name!r}, …)"
+
+    def access(self, caller: Caller) -> IndexAccess:
+        """Return what the services need to reach the index."""
+        return IndexAccess(self.index_name, self.index_key, caller)
+
+
+class LegacyIndexConfig(Struct, frozen=True, kw_only=True):
+    """What clients up to 0.16 say about an index. Its type decides nothing here; they read it back in describe."""
+
+    type: str | None = None
+    dimension: Integer = None
+    metric: str | None = None
+    n_lists: Integer = None
+
+    def requested_n_lists(self) -> int | None:
+        """Return how many lists the first training shall make. Raises `InvalidInput`."""
+        n_lists = integer(self.n_lists, "index_config", "n_lists") or None
+        if n_lists is not None and not 1 <= n_lists <= _MAX_LISTS:
+            raise InvalidInput(f"n_lists must be between 1 and {_MAX_LISTS}")
+        return n_lists
+
+    def remembered(self) -> dict[str, Any]:
+        """Return what describe cannot tell from the index itself."""
+        return {"type": self.type if self.type in _LEGACY_TYPES else "ivfflat"}
+
+
+class CreateRequest(IndexRequest, frozen=True, kw_only=True):
+    """Body of create. `sketch_bits` and `sketch_noise` are ours, `index_config` is from older clients."""
+
+    kms_name: str | None = None
+    dimension: Integer = None
+    metric: str | None = None
+    embedding_model: str | None = None
+    storage_precision: str | None = None
+    index_config: LegacyIndexConfig | None = None
+    sketch_bits: Integer = None
+    sketch_noise: float | None = None
+    metadata_schema: dict[str, Any] | None = None
+    text_fields: list[str] | None = None
+    bm25_k1: float | None = None
+    bm25_b: float | None = None
+
+    def to_new_index(self) -> NewIndex:
+        """Return the index to create; flat fields go before those of `index_config`."""
+        legacy = self.index_config or LegacyIndexConfig()
+        flat = integer(self.dimension, "dimension")
+        dimension = integer(legacy.dimension, "index_config", "dimension") if flat is None else flat
+        precision = choice(self.storage_precision, Precision, "storage_precision")
+        sketch_bits = integer(self.sketch_bits, "sketch_bits")
+        refuse_unserved(self)
+        return NewIndex(
+            name=self.index_name,
+            index_key=self.index_key,
+            dimension=dimension,
+            metric=self.metric or legacy.metric or Metric.EUCLIDEAN,
+            storage_precision=precision or Precision.FLOAT32,
+            n_lists=legacy.requested_n_lists(),
+            index_config=legacy.remembered() if self.index_config else None,
+            sketch_bits=sketch_bits,
+            sketch_noise=self.sketch_noise,
+        )
+
+
+class UpsertItem(Struct, frozen=True, kw_only=True, gc=False):
+    """One item of an upsert."""
+
+    id: str
+    vector: list[float] | None = None
+    contents: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class UpsertRequest(IndexRequest, frozen=True, kw_only=True):
+    """Body of upsert."""
+
+    items: list[UpsertItem]
+
+    def to_items(self) -> list[Item]:
+        """Return the items to store."""
+        return [Item(item.id, item.vector, item.contents, item.metadata) for item in self.items]
+
+
+class QueryRequest(IndexRequest, frozen=True, kw_only=True):
+    """Body of query. `query_vectors` is one vector or a list of them."""
+
+    query_vectors: list[float | list[float]] | None = None
+    query_contents: str | None = None
+    top_k: Integer = None
+    n_probes: Integer = None
+    greedy: bool | None = None
+    rerank_mult: Integer = None
+    filters: dict[str, Any] | None = None
+    include: frozenset[str] = frozenset()
+    text: str | None = None
+    text_fields: list[str] | None = None
+
+    def to_query(self) -> Query:
+        """Return the search."""
+        vectors = _rows(self.query_vectors or [])
+        top_k = integer(self.top_k, "top_k")
+        n_probes = integer(self.n_probes, "n_probes")
+        rerank_mult = integer(self.rerank_mult, "rerank_mult")
+        refuse_unserved(self)
+        return Query(
+            vectors=vectors or None,
+            contents=None if vectors else self.query_contents,
+            top_k=_DEFAULT_TOP_K if top_k is None else top_k,
+            n_probes=n_probes,
+            rerank_mult=rerank_mult,
+            include=self.include & _QUERY_INCLUDES,
+            filters=self.filters or None,
+        )
+
+
+class GetRequest(IndexRequest, frozen=True, kw_only=True):
+    """Body of get."""
+
+    ids: list[str]
+    include: frozenset[str] = _GET_INCLUDES
+
+    def known_includes(self) -> frozenset[str]:
+        """Return the parts asked for; unknown names are ignored."""
+        return self.include & _GET_INCLUDES
+
+
+class DeleteRequest(IndexRequest, frozen=True, kw_only=True):
+    """Body of the deletion of items."""
+
+    ids: list[str]
+
+
+def _rows(values: Sequence[float | list[float]]) -> list[list[float]]:
+    """Return one vector as a list of one, and a list of vectors as it is."""
+    n_rows = sum(isinstance(value, list) for value in values)
+    if n_rows == len(values):
+        return cast("list[list[float]]", list(values))
+    if n_rows:
+        position = next(i for i, value in enumerate(values) if not isinstance(value, list))
+        raise InvalidBody(BodyProblem("list_type", ("body", "query_vectors", position), "Input should be a valid list"))
+    return [cast("list[float]", list(values))]
+
+
+# ---------------------------------------------------------------- answers
+
+
+class HealthAnswer(Struct, frozen=True):
+    """Answer to health."""
+
+    status: str
+    api_version: str
+    version: str
+
+
+class DoneAnswer(Struct, frozen=True, kw_only=True):
+    """Answer to whatever changes something."""
+
+    status: str = "success"
+    message: str
+
+
+class UpsertAnswer(Struct, frozen=True, kw_only=True):
+    """Answer to upsert; the last two fields are there when it triggered a training."""
+
+    status: str = "success"
+    message: str
+    training_triggered: bool | UnsetType = UNSET
+    training_message: str | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, n_sent: int, outcome: UpsertOutcome) -> "UpsertAnswer":
+        """Report `n_sent` items, counting repeated ids as often as they were sent."""
+        message = f"Upserted {n_sent} vectors"
+        if outcome.training_message is None:
+            return cls(message=message)
+        return cls(message=message, training_triggered=True, training_message=outcome.training_message)
+
+
+class IndexNamesAnswer(Struct, frozen=True):
+    """Answer to the list of indexes."""
+
+    indexes: list[str]
+
+
+class LegacyIndexDescription(Struct, frozen=True):
+    """The `index_config` that clients up to 0.16 look for in describe."""
+
+    dimension: int
+    metric: str
+    n_lists: int
+    type: str
+
+
+class DescribeAnswer(Struct, frozen=True, kw_only=True):
+    """Answer to describe; the last two fields are there for indexes made by clients up to 0.16."""
+
+    index_name: str
+    is_trained: bool
+    dimension: int
+    metric: str
+    n_lists: int
+    index_type: str | UnsetType = UNSET
+    index_config: LegacyIndexDescription | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, index: IndexDescription) -> "DescribeAnswer":
+        """Return `index` in the contract's words."""
+        config: LegacyIndexDescription | UnsetType = UNSET
+        if index.index_config is not None:
+            config = LegacyIndexDescription(index.dimension, index.metric, index.n_lists, index.index_config["type"])
+        return cls(
+            index_name=index.index_name,
+            is_trained=index.is_trained,
+            dimension=index.dimension,
+            metric=index.metric,
+            n_lists=index.n_lists,
+            index_type=UNSET if config is UNSET else config.type,
+            index_config=config,
+        )
+
+
+class MatchAnswer(Struct, frozen=True, gc=False):
+    """One result of a query."""
+
+    id: str
+    distance: float | UnsetType = UNSET
+    metadata: Mapping[str, Any] | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, match: Match, include: frozenset[str]) -> "MatchAnswer":
+        """Return the parts of `match` that are in `include`."""
+        return cls(
+            match.id,
+            UNSET if match.distance is None or "distance" not in include else match.distance,
+            (match.metadata or {}) if "metadata" in include else UNSET,
+        )
+
+
+class QueryAnswer(Struct, frozen=True):
+    """Answer to query: a flat list for one query vector, a list of lists for more."""
+
+    results: Sequence[MatchAnswer | list[MatchAnswer]]
+
+    @classmethod
+    def of(cls, lists: Sequence[Sequence[Match]], include: frozenset[str]) -> "QueryAnswer":
+        """Return one list of matches for each query vector."""
+        results = [[MatchAnswer.of(match, include) for match in matches] for matches in lists]
+        return cls(results[0] if len(results) == 1 else results)
+
+
+class ItemAnswer(Struct, frozen=True, gc=False):
+    """One item as it was stored."""
+
+    id: str
+    vector: list[float] | UnsetType = UNSET
+    contents: str | UnsetType = UNSET
+    metadata: Mapping[str, Any] | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, item: StoredItem, include: frozenset[str]) -> "ItemAnswer":
+        """Return the parts of `item` that are in `include`; what the item lacks is empty."""
+        return cls(
+            item.id,
+            _numbers(item.vector) if "vector" in include else UNSET,
+            (item.contents or "") if "contents" in include else UNSET,
+            (item.metadata or {}) if "metadata" in include else UNSET,
+        )
+
+
+class GetAnswer(Struct, frozen=True):
+    """Answer to get: the known ids in request order."""
+
+    results: list[ItemAnswer]
+
+
+class IdsAnswer(Struct, frozen=True):
+    """Answer to list_ids."""
+
+    ids: list[str]
+    count: int
+
+
+class CountAnswer(Struct, frozen=True):
+    """Answer to num_vectors."""
+
+    result: int
+
+
+def _numbers(vector: Vector | None) -> list[float]:
+    numbers: list[float] = [] if vector is None else vector.tolist()
+    return numbers

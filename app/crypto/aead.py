@@ -1,0 +1,129 @@
+"""Seal and open single values and whole batches of vectors: AES-256-GCM (NIST SP 800-38D).
+
+    sealed value   version (1) = 0x01 ‖ nonce (12) ‖ ciphertext (as long as the plaintext) ‖ tag (16)
+    AAD            index UUID (16) ‖ item key (16) ‖ column label (ASCII)
+
+The AAD is not stored: whoever opens a value says where it came from, so a value moved to another row, column or
+index does not open. A `Sealer` spreads its values over 64 sub-keys by the first byte of the item key, because
+random nonces bound one key to 2^32 values; README.md has the arithmetic.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from numpy.typing import NDArray
+
+from app.errors import DataCorrupted
+
+VERSION = 1
+NONCE_BYTES = 12
+TAG_BYTES = 16
+HEADER_BYTES = 1 + NONCE_BYTES
+OVERHEAD_BYTES = HEADER_BYTES + TAG_BYTES
+KEY_BYTES = 32
+ITEM_KEY_BYTES = 16
+N_SHARDS = 64
+KEY_MATERIAL_BYTES = N_SHARDS * KEY_BYTES
+# The item key of a value that belongs to the index as a whole.
+INDEX_LEVEL = bytes(ITEM_KEY_BYTES)
+
+_VERSION = bytes([VERSION])
+_SHARD_MASK = N_SHARDS - 1
+
+
+class _Shards(dict[int, AESGCM]):
+    """AES-GCM under each sub-key, set up when first asked for: few queries touch all columns and shards."""
+
+    def __init__(self, key_material: bytes) -> None:
+        super().__init__()
+        self._key_material = key_material
+
+    def __missing__(self, shard: int) -> AESGCM:
+        start = shard * KEY_BYTES
+        aesgcm = self[shard] = AESGCM(self._key_material[start : start + KEY_BYTES])
+        return aesgcm
+
+
+class Sealer:
+    """Seals and opens the values of one column of one index. Safe to share between threads."""
+
+    __slots__ = ("_aad_prefix", "_aad_suffix", "_label", "_shards")
+
+    def __init__(self, key_material: bytes, index_id: UUID, label: str) -> None:
+        """`key_material` is 64 sub-keys of 32 bytes, one after the other."""
+        if len(key_material) != KEY_MATERIAL_BYTES:
+            raise ValueError(f"a sealer takes {KEY_MATERIAL_BYTES} bytes of key material")
+        self._shards = _Shards(key_material)
+        self._aad_prefix = index_id.bytes
+        self._aad_suffix = label.encode("ascii")
+        self._label = label
+
+    def __repr__(self) -> str:
+        return f"Sealer({self._label!r})"
+
+    def seal(self, item_key: bytes, plaintext: bytes) -> bytes:
+        """Seal `plaintext` for the row `item_key`: 29 bytes longer, different each time."""
+        nonce = os.urandom(NONCE_BYTES)
+        aad = self._aad_prefix + item_key + self._aad_suffix
+        return _VERSION + nonce + self._shards[item_key[0] & _SHARD_MASK].encrypt(nonce, plaintext, aad)
+
+    def open(self, item_key: bytes, sealed: bytes) -> bytes:
+        """Open a value stored in the row `item_key`. Raises `DataCorrupted`."""
+        if len(sealed) < OVERHEAD_BYTES or sealed[0] != VERSION or len(item_key) != ITEM_KEY_BYTES:
+            raise self._corrupted()
+        aad = self._aad_prefix + item_key + self._aad_suffix
+        aesgcm = self._shards[item_key[0] & _SHARD_MASK]
+        try:
+            return aesgcm.decrypt(sealed[1:HEADER_BYTES], sealed[HEADER_BYTES:], aad)
+        except InvalidTag as error:
+            raise self._corrupted() from error
+
+    def seal_rows(self, item_keys: Sequence[bytes], rows: NDArray[Any]) -> list[bytes]:
+        """Seal each row of `rows` (n, d) for its item key: the numbers one after the other, little-endian."""
+        data = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<")).tobytes()
+        width = rows.shape[1] * rows.itemsize
+        nonces = os.urandom(NONCE_BYTES * len(item_keys))
+        shards, prefix, suffix = self._shards, self._aad_prefix, self._aad_suffix
+        sealed = []
+        for number, item_key in enumerate(item_keys):
+            nonce = nonces[number * NONCE_BYTES : (number + 1) * NONCE_BYTES]
+            row = data[number * width : (number + 1) * width]
+            aesgcm = shards[item_key[0] & _SHARD_MASK]
+            sealed.append(_VERSION + nonce + aesgcm.encrypt(nonce, row, prefix + item_key + suffix))
+        return sealed
+
+    def open_rows(
+        self, item_keys: Sequence[bytes], sealed: Sequence[bytes], dtype: np.dtype[Any], dimension: int
+    ) -> NDArray[Any]:
+        """Open the rows (n, dimension) that `seal_rows` sealed, into one new array. Raises `DataCorrupted`.
+
+        The hot path of a search: each value is decrypted straight into its row, and what is the same for all
+        rows is checked or computed before the loop.
+        """
+        rows = np.empty((len(sealed), dimension), dtype.newbyteorder("<"))
+        width = dimension * rows.itemsize
+        if set(map(len, sealed)) - {width + OVERHEAD_BYTES} or set(map(len, item_keys)) - {ITEM_KEY_BYTES}:
+            raise self._corrupted()
+        target = rows.reshape(-1).view(np.uint8).data
+        shards, prefix, suffix = self._shards, self._aad_prefix, self._aad_suffix
+        start = 0
+        try:
+            for item_key, value in zip(item_keys, sealed, strict=True):
+                if value[0] != VERSION:
+                    raise self._corrupted()
+                end = start + width
+                shards[item_key[0] & _SHARD_MASK].decrypt_into(
+                    value[1:HEADER_BYTES], value[HEADER_BYTES:], prefix + item_key + suffix, target[start:end]
+                )
+                start = end
+        except InvalidTag as error:
+            raise self._corrupted() from error
+        return rows
+
+    def _corrupted(self) -> DataCorrupted:
+        return DataCorrupted(f"a stored value of the column '{self._label}' does not open")

@@ -1,0 +1,181 @@
+"""Values that the layers hand each other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector: TypeAlias = NDArray[np.float32]
+Matrix: TypeAlias = NDArray[np.float32]
+# Packed bits, eight to a byte, most significant first, one row a vector: what PostgreSQL stores in a bit string.
+Sketches: TypeAlias = NDArray[np.uint8]
+Metadata: TypeAlias = Mapping[str, Any]
+
+MAX_DIMENSION = 65_535
+
+
+class Metric(StrEnum):
+    """How far two vectors are apart; smaller is nearer."""
+
+    EUCLIDEAN = "euclidean"
+    SQUARED_EUCLIDEAN = "squared_euclidean"
+    COSINE = "cosine"
+
+
+class Precision(StrEnum):
+    """Number format of the sealed vector."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sends the request: the root key, or nobody in particular when no root key is set."""
+
+    is_root: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class IndexAccess:
+    """What a request says to reach an index; `index_key` is the client's text, not yet checked."""
+
+    index_name: str
+    index_key: str | None = field(repr=False)
+    caller: Caller
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewIndex:
+    """What a client may say about an index at its creation."""
+
+    name: str
+    index_key: str | None = field(repr=False)
+    kms_name: str | None = None
+    dimension: int | None = None
+    metric: str = Metric.EUCLIDEAN
+    storage_precision: Precision = Precision.FLOAT32
+    embedding_model: str | None = None
+    n_lists: int | None = None
+    index_config: Mapping[str, Any] | None = None
+    sketch_bits: int | None = None
+    sketch_noise: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Index:
+    """A row of `indexes`: facts about an index that need no key."""
+
+    id: UUID
+    name: str
+    revision: int
+    metric: Metric
+    storage_precision: Precision
+    dimension: int | None
+    sketch_bits: int | None
+    sketch_noise: float
+    wrapped_dek: bytes = field(repr=False)
+    encoder_version: int
+    sealed_encoder: bytes | None = field(repr=False)
+    generation: int
+    n_lists: int
+    requested_n_lists: int | None
+    trained_at: datetime | None
+    profile: Mapping[str, Any] | None
+    embedding_model: str | None
+    index_config: Mapping[str, Any] | None
+    created_at: datetime
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether a training has replaced the one list the index starts with."""
+        return self.trained_at is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What a client stores under one id."""
+
+    id: str
+    vector: Sequence[float] | Vector | None
+    contents: str | None = None
+    metadata: Metadata | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SealedItem:
+    """A row of `items`, ready to be written."""
+
+    item_key: bytes
+    sealed_id: bytes
+    sketch: bytes
+    sealed_vector: bytes
+    sealed_contents: bytes | None
+    sealed_metadata: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A row of the approximate scan, not yet opened."""
+
+    item_key: bytes
+    sealed_id: bytes
+    sealed_vector: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """A search for the items nearest to each of `vectors`: rows of one length, (n, d)."""
+
+    vectors: Sequence[Sequence[float] | Vector] | Matrix | None
+    contents: str | Sequence[str] | None = None
+    top_k: int = 100
+    n_probes: int | None = None
+    rerank_mult: int | None = None
+    include: frozenset[str] = frozenset()
+    filters: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One answer of a search, nearest first in its list. What was not asked for is None."""
+
+    id: str
+    distance: float | None = None
+    metadata: Metadata | None = None
+    vector: Vector | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredItem:
+    """An item as it was stored. What was not asked for is None; what the item lacks is empty."""
+
+    id: str
+    vector: Vector | None = None
+    contents: str | None = None
+    metadata: Metadata | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpsertOutcome:
+    """How many items were written, and the sentence about a training this write has triggered."""
+
+    n_items: int
+    training_message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IndexDescription:
+    """The contract's answer to describe."""
+
+    index_name: str
+    is_trained: bool
+    dimension: int
+    metric: str
+    n_lists: int
+    index_config: Mapping[str, Any] | None = None

@@ -1,0 +1,73 @@
+"""Exact distances between a query and the rows of a matrix, by the contract's formulas.
+
+All arithmetic is float32 where that is sound and float64 where float32 would overflow or underflow;
+answers are float32. An identical vector has distance exactly 0.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from app.domain import Matrix, Metric, Vector
+
+_MAX_FLOAT32 = np.finfo(np.float32).max
+
+# Squared norms in this range lose nothing in float32; outside it, products may overflow or vanish.
+_SAFE_SQUARED_NORM = (1e-25, 1e25)
+
+# Rounding may leave a vector so far away from itself; what is nearer is compared.
+_NEARLY_SAME = 1e-6
+
+
+def distances(metric: Metric, query: Vector, candidates: Matrix) -> Vector:
+    """Distance by `metric` from `query` (d,) to each row of `candidates` (n, d): shape (n,)."""
+    if metric is Metric.COSINE:
+        return cosine(query, candidates)
+    squared = _squared_euclidean(query, candidates)
+    exact = np.sqrt(squared) if metric is Metric.EUCLIDEAN else squared
+    return np.minimum(exact, _MAX_FLOAT32).astype(np.float32)
+
+
+def cosine(query: Vector, candidates: Matrix) -> Vector:
+    """1 - q·v / (|q||v|) from `query` (d,) to each row of `candidates` (n, d), within 0..2: shape (n,).
+
+    The zero vector is at distance exactly 1 from everything.
+    """
+    query_norm, norms = np.vecdot(query, query), np.vecdot(candidates, candidates)
+    if not _is_safe(query_norm) or not _is_safe(norms):
+        query, candidates = _unit(query[None])[0], _unit(candidates)
+        query_norm, norms = np.vecdot(query, query), np.vecdot(candidates, candidates)
+    scale = np.sqrt(query_norm * norms)
+    similarity = np.divide(candidates @ query, scale, out=np.zeros_like(scale), where=scale > 0)
+    answer: Vector = np.clip(1 - similarity, 0, 2).astype(np.float32)
+    for row in np.flatnonzero((answer < _NEARLY_SAME) & (answer > 0)):
+        if np.array_equal(candidates[row], query):
+            answer[row] = 0
+    return answer
+
+
+def _squared_euclidean(query: Vector, candidates: Matrix) -> Vector:
+    # A sum of squared differences. The expanded form |x|² - 2xy + |y|² is one matrix product, but
+    # cancels badly for near neighbours, the only ones that reranking is for.
+    with np.errstate(over="ignore"):
+        difference = candidates - query
+        squared: Vector = np.vecdot(difference, difference)
+    if _is_safe(squared[squared > 0]):
+        return squared
+    exact = candidates.astype(np.float64) - query
+    widened: Vector = np.vecdot(exact, exact)
+    return widened
+
+
+def _is_safe(squared_norms: Vector) -> bool:
+    low, high = _SAFE_SQUARED_NORM
+    return bool(np.all((squared_norms > low) & (squared_norms < high)))
+
+
+def _unit(rows: Matrix) -> Any:
+    """Return `rows` (n, d) in float64, each scaled to length 1; zero rows stay zero."""
+    largest = np.abs(rows).max(axis=1, keepdims=True).astype(np.float64)
+    scaled = np.divide(rows, largest, out=np.zeros(rows.shape), where=largest > 0)
+    norms = np.linalg.norm(scaled, axis=1, keepdims=True)
+    np.divide(scaled, norms, out=scaled, where=norms > 0)
+    return scaled

@@ -1,0 +1,23 @@
+"""Exact reordering of the candidates that the approximate scan returned."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.domain import Matrix, Metric, Vector
+from app.search import distance
+
+
+def nearest(metric: Metric, query: Vector, candidates: Matrix, top_k: int) -> tuple[NDArray[np.intp], Vector]:
+    """Return the rows of `candidates` (n, d) nearest to `query` (d,) and their distances, nearest first.
+
+    Both answers have length min(`top_k`, n); among equal distances the lower row comes first.
+    """
+    distances = distance.distances(metric, query, candidates)
+    if top_k < len(distances):
+        # Rows at the distance of the last place are all kept for the stable sort to choose from.
+        bound = np.partition(distances, top_k - 1)[top_k - 1]
+        rows = np.flatnonzero(distances <= bound)
+    else:
+        rows = np.arange(len(distances))
+    order = rows[np.argsort(distances[rows], kind="stable")][:top_k]
+    return order, distances[order]

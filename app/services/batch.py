@@ -1,0 +1,142 @@
+"""A batch of items on its way in: checked, then sealed and sketched. Plain arithmetic, run in a thread."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from app import errors
+from app.crypto import sketch, tokens
+from app.crypto.keys import IndexKeys
+from app.domain import MAX_DIMENSION, Index, Item, Matrix, Metadata, Precision, SealedItem, Vector
+
+MAX_ID_BYTES = 1024
+
+VECTOR_DTYPES: dict[Precision, np.dtype[np.floating]] = {
+    Precision.FLOAT32: np.dtype("<f4"),
+    Precision.FLOAT16: np.dtype("<f2"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Items with their vectors as one matrix (n, d); `contents` and `metadata` are parallel to `ids`."""
+
+    ids: Sequence[str]
+    vectors: Matrix
+    contents: Sequence[str | None]
+    metadata: Sequence[Metadata | None]
+
+
+def check(items: Sequence[Item], index: Index, max_items: int) -> Batch:
+    """Return `items` as a batch for `index`. Raises `InvalidInput` naming the first item that does not fit."""
+    if not items:
+        raise errors.InvalidInput("items cannot be empty")
+    for position, item in enumerate(items):
+        if item.vector is None:
+            _refuse_missing_vector(position, item)
+    vectors = to_matrix([item.vector for item in items if item.vector is not None], "Item")
+    return check_batch(
+        Batch(
+            [item.id for item in items],
+            vectors,
+            [item.contents for item in items],
+            [item.metadata for item in items],
+        ),
+        index,
+        max_items,
+    )
+
+
+def check_batch(batch: Batch, index: Index, max_items: int) -> Batch:
+    """Return `batch` with vectors as `index` stores them. Raises `InvalidInput`, `TooLarge`."""
+    if len(batch.ids) > max_items:
+        raise errors.TooLarge(f"A batch can hold at most {max_items} items")
+    for position, item_id in enumerate(batch.ids):
+        if not item_id or len(item_id) > MAX_ID_BYTES or len(item_id.encode()) > MAX_ID_BYTES:
+            raise errors.InvalidInput(f"Item {position}: id must have 1 to {MAX_ID_BYTES} bytes")
+    check_dimension(batch.vectors, index)
+    return Batch(batch.ids, _rounded(batch.vectors, index.storage_precision), batch.contents, batch.metadata)
+
+
+def to_matrix(vectors: Sequence[Sequence[float] | Vector], what: str) -> Matrix:
+    """Return `vectors` as one finite float32 matrix (n, d). Raises `InvalidInput` naming the row (`what`)."""
+    length = len(vectors[0])
+    for position, vector in enumerate(vectors):
+        if len(vector) != length:
+            raise errors.InvalidInput(f"{what} {position} has a vector of length {len(vector)}, others have {length}")
+    if length == 0:
+        raise errors.InvalidInput("A vector cannot be empty")
+    with np.errstate(over="ignore"):
+        matrix = np.asarray(vectors, dtype=np.float32)
+    check_finite(matrix, what)
+    return matrix
+
+
+def check_finite(matrix: NDArray[np.floating], what: str) -> None:
+    """Raise `InvalidInput` naming the first row (`what`) with a number that is not finite."""
+    # The sum is finite unless some number is not, or the numbers are huge: then each row is looked at.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(matrix.sum()):
+            return
+    bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
+    if len(bad):
+        raise errors.InvalidInput(f"{what} {bad[0]}: every number must be finite and fit the index's precision")
+
+
+def check_dimension(vectors: Matrix, index: Index) -> None:
+    """Raise `InvalidInput` unless the rows of `vectors` have the dimension of `index`, where it is known."""
+    dimension = vectors.shape[1]
+    if index.dimension is not None and dimension != index.dimension:
+        raise errors.InvalidInput(f"The vectors have dimension {dimension}, index '{index.name}' has {index.dimension}")
+    if dimension > MAX_DIMENSION:
+        raise errors.InvalidInput(f"A vector can have at most {MAX_DIMENSION} numbers")
+
+
+def _rounded(vectors: Matrix, precision: Precision) -> Matrix:
+    if precision is Precision.FLOAT32:
+        return vectors
+    with np.errstate(over="ignore"):
+        rounded = vectors.astype(VECTOR_DTYPES[precision])
+    check_finite(rounded, "Item")
+    return rounded.astype(np.float32)
+
+
+def _refuse_missing_vector(position: int, item: Item) -> None:
+    if item.contents:
+        raise errors.InvalidInput(
+            f"Item {position} has no vector, and the index has no embedding model to make one from its contents"
+        )
+    raise errors.InvalidInput(f"Item {position} has neither a vector nor contents")
+
+
+def seal(batch: Batch, keys: IndexKeys, encoder: sketch.Encoder, precision: Precision) -> list[SealedItem]:
+    """Return the rows to store, one for each id; of items with the same id the last one counts."""
+    item_keys = tokens.item_keys(keys.blind_key, batch.ids)
+    last = list({item_key: position for position, item_key in enumerate(item_keys)}.values())
+    vectors = batch.vectors
+    if len(last) < len(item_keys):
+        item_keys, vectors = [item_keys[position] for position in last], vectors[last]
+    sealed_vectors = keys.vectors.seal_rows(item_keys, vectors.astype(VECTOR_DTYPES[precision]))
+    sketches = encoder.encode_items(vectors, item_keys)
+    return [
+        SealedItem(
+            item_key,
+            keys.ids.seal(item_key, batch.ids[position].encode()),
+            bits.tobytes(),
+            sealed_vector,
+            _sealed_contents(keys, item_key, batch.contents[position]),
+            _sealed_metadata(keys, item_key, batch.metadata[position]),
+        )
+        for item_key, position, bits, sealed_vector in zip(item_keys, last, sketches, sealed_vectors, strict=True)
+    ]
+
+
+def _sealed_contents(keys: IndexKeys, item_key: bytes, contents: str | None) -> bytes | None:
+    return keys.contents.seal(item_key, contents.encode()) if contents else None
+
+
+def _sealed_metadata(keys: IndexKeys, item_key: bytes, metadata: Metadata | None) -> bytes | None:
+    return keys.metadata.seal(item_key, msgspec.json.encode(metadata)) if metadata else None

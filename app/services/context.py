@@ -1,0 +1,56 @@
+"""The services of one worker process and what they share."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Self
+
+from app.errors import ConfigurationError
+from app.services.indexes import IndexService
+from app.services.opener import IndexOpener
+from app.services.vectors import VectorService
+from app.settings import Settings
+from app.store.engine import check_database, create_engine
+
+_EXPIRY_INTERVAL_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceContext:
+    """All services, wired to one database."""
+
+    settings: Settings
+    indexes: IndexService
+    vectors: VectorService
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings) -> AsyncIterator[Self]:
+        """Connect to the database and offer the services until the block ends.
+
+        Raises `ConfigurationError` when there is no database, or not one that will do.
+        """
+        if settings.database_url is None:
+            raise ConfigurationError("DATABASE_URL is not set")
+        engine = create_engine(settings, settings.database_url)
+        opener = IndexOpener(engine, settings)
+        try:
+            await check_database(engine)
+            indexes = IndexService(engine, opener, settings)
+            indexes.sweep()
+            expiry = asyncio.create_task(_expire_keys(opener))
+            try:
+                yield cls(settings, indexes, VectorService(engine, opener, settings))
+            finally:
+                expiry.cancel()
+                await asyncio.gather(expiry, return_exceptions=True)
+                await indexes.close()
+        finally:
+            await engine.dispose()
+
+
+async def _expire_keys(opener: IndexOpener) -> None:
+    while True:
+        await asyncio.sleep(_EXPIRY_INTERVAL_S)
+        opener.forget_expired()

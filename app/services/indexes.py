@@ -1,0 +1,174 @@
+"""Use cases of indexes: create, list, describe, delete, and our own statistics."""
+
+import asyncio
+import logging
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app import errors, store
+from app.crypto import keys, sketch
+from app.domain import MAX_DIMENSION, Caller, IndexAccess, IndexDescription, Metric, NewIndex
+from app.services.opener import IndexOpener, OpenIndex
+from app.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_MAX_NAME_LENGTH = 255
+_MIN_SKETCH_BITS = 64
+# At one half a sketch would say nothing.
+_MAX_SKETCH_NOISE = 0.4
+_RESERVED_NAME = "default"
+
+
+class IndexService:
+    """What can be done to an index as a whole."""
+
+    def __init__(self, engine: AsyncEngine, opener: IndexOpener, settings: Settings) -> None:
+        self._engine = engine
+        self._opener = opener
+        self._settings = settings
+        self._sweeps: set[asyncio.Task[None]] = set()
+
+    async def create(self, new: NewIndex) -> None:
+        """Create an empty index. Raises `InvalidInput`, `Conflict`."""
+        _check_name(new.name)
+        kek = _index_key(new)
+        metric = _metric(new.metric)
+        if new.dimension is not None and not 0 <= new.dimension <= MAX_DIMENSION:
+            raise errors.InvalidInput(f"dimension must be between 1 and {MAX_DIMENSION}")
+        index_id = uuid4()
+        values = {
+            "id": index_id,
+            "name": new.name,
+            "metric": metric.value,
+            "storage_precision": new.storage_precision.value,
+            "dimension": new.dimension or None,
+            "sketch_bits": self._sketch_bits(new),
+            "sketch_noise": self._sketch_noise(new),
+            "wrapped_dek": keys.wrap_dek(kek, keys.generate_dek(), index_id),
+            "requested_n_lists": new.n_lists,
+            "index_config": new.index_config,
+        }
+        async with self._engine.begin() as connection:
+            await store.indexes.create(connection, values)
+            await store.partitions.create(connection, index_id)
+
+    async def names(self, caller: Caller) -> list[str]:
+        """Return the names of the indexes that `caller` may see."""
+        del caller
+        async with self._engine.connect() as connection:
+            return list(await store.indexes.names(connection))
+
+    async def describe(self, access: IndexAccess) -> IndexDescription:
+        """Return the contract's facts about an index."""
+
+        async def read(opened: OpenIndex) -> IndexDescription:
+            index = opened.index
+            async with self._engine.connect() as connection:
+                await store.indexes.check_revision(connection, index)
+            return IndexDescription(
+                index.name, index.is_trained, index.dimension or 0, index.metric, index.n_lists, index.index_config
+            )
+
+        return await self._opener.with_index(access, read)
+
+    async def delete(self, access: IndexAccess) -> None:
+        """Delete an index with all its items. Its name is free at once."""
+
+        async def delete(opened: OpenIndex) -> None:
+            async with self._engine.begin() as connection:
+                await store.indexes.delete(connection, opened.index)
+
+        await self._opener.with_index(access, delete)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Begin to drop what deleted indexes have left behind. It may wait for whoever reads the whole table."""
+        sweep = asyncio.create_task(self._drop_deleted())
+        self._sweeps.add(sweep)
+        sweep.add_done_callback(self._sweeps.discard)
+
+    async def close(self) -> None:
+        """End the sweeps; the next one takes over."""
+        for sweep in self._sweeps:
+            sweep.cancel()
+        await asyncio.gather(*self._sweeps, return_exceptions=True)
+
+    async def _drop_deleted(self) -> None:
+        try:
+            await store.partitions.drop_deleted(self._engine)
+        except errors.AppError as error:
+            logger.warning("dropping deleted indexes is put off: %s", error)
+
+    async def stats(self, access: IndexAccess) -> dict[str, Any]:
+        """Return what we know of an index beyond the contract."""
+
+        async def read(opened: OpenIndex) -> dict[str, Any]:
+            index = opened.index
+            async with self._engine.connect() as connection:
+                await store.indexes.check_revision(connection, index)
+                n_items, n_changes = await store.indexes.count(connection, index.id)
+                n_bytes, n_ivf_bytes = await store.items.sizes(connection, index)
+            return {
+                "index_name": index.name,
+                "n_items": n_items,
+                "n_changes": n_changes,
+                "dimension": index.dimension or 0,
+                "metric": index.metric,
+                "storage_precision": index.storage_precision,
+                "n_lists": index.n_lists,
+                "trained_at": index.trained_at,
+                "encoder": {
+                    "version": index.encoder_version,
+                    "sketch_bits": index.sketch_bits,
+                    "sketch_noise": index.sketch_noise,
+                    "is_fitted": index.encoder_version > 0,
+                },
+                "size_bytes": n_bytes,
+                "ivf_size_bytes": n_ivf_bytes,
+                "created_at": index.created_at,
+            }
+
+        return await self._opener.with_index(access, read)
+
+    def _sketch_bits(self, new: NewIndex) -> int | None:
+        bits = self._settings.sketch_bits if new.sketch_bits is None else new.sketch_bits
+        if bits is None:
+            return sketch.sketch_bits(new.dimension) if new.dimension else None
+        if not _MIN_SKETCH_BITS <= bits <= sketch.MAX_SKETCH_BITS or bits % 8:
+            raise errors.InvalidInput(
+                f"sketch_bits must be a multiple of 8 between {_MIN_SKETCH_BITS} and {sketch.MAX_SKETCH_BITS}"
+            )
+        return bits
+
+    def _sketch_noise(self, new: NewIndex) -> float:
+        noise = self._settings.sketch_noise if new.sketch_noise is None else new.sketch_noise
+        if not 0 <= noise <= _MAX_SKETCH_NOISE:
+            raise errors.InvalidInput(f"sketch_noise must be between 0 and {_MAX_SKETCH_NOISE}")
+        return noise
+
+
+def _check_name(name: str) -> None:
+    if not name:
+        raise errors.InvalidInput("index_name cannot be empty")
+    if len(name) > _MAX_NAME_LENGTH:
+        raise errors.InvalidInput(f"index_name cannot be longer than {_MAX_NAME_LENGTH} characters")
+    if any(character < " " or "\x7f" <= character <= "\x9f" for character in name):
+        raise errors.InvalidInput("index_name cannot hold control characters")
+    if name == _RESERVED_NAME:
+        raise errors.InvalidInput(f"index_name '{_RESERVED_NAME}' is reserved")
+
+
+def _index_key(new: NewIndex) -> bytes:
+    if not new.index_key:
+        raise errors.InvalidInput("index_key must be supplied: 32 bytes as 64 hex digits")
+    return keys.parse_index_key(new.index_key)
+
+
+def _metric(name: str) -> Metric:
+    try:
+        return Metric(name)
+    except ValueError as error:
+        raise errors.InvalidInput(f"metric must be one of {', '.join(Metric)}") from error

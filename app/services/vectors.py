@@ -1,0 +1,318 @@
+"""Use cases of items: upsert, query, get, delete, list, count."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from app import errors, search, store
+from app.crypto import aead, keys, sketch, tokens
+from app.domain import (
+    Candidate,
+    Index,
+    IndexAccess,
+    Item,
+    Match,
+    Matrix,
+    Metadata,
+    Query,
+    StoredItem,
+    UpsertOutcome,
+    Vector,
+)
+from app.services import batch as batches
+from app.services.opener import IndexOpener, OpenIndex, encoder_for
+from app.settings import Settings
+
+_DEFAULT_RERANK_MULT = 10
+_MAX_INT32 = 2**31 - 1
+# So many candidates make small indexes exact and cost little.
+_MIN_POOL = 200
+# Queries of a batch go to the database so many candidates at a time, which bounds the memory of a batch.
+_CANDIDATES_AT_A_TIME = 20_000
+# Opening and reranking less than this takes about a millisecond, which is not worth a thread.
+_INLINE_BYTES = 1_500_000
+
+_decode_metadata = msgspec.json.Decoder(dict).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What the approximate scan of a query is asked for."""
+
+    top_k: int
+    pool: int
+    n_probes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A candidate that made it, opened."""
+
+    item_key: bytes
+    id: str
+    distance: float
+    vector: Vector
+
+
+class VectorService:
+    """What can be done to the items of an index."""
+
+    def __init__(self, engine: AsyncEngine, opener: IndexOpener, settings: Settings) -> None:
+        self._engine = engine
+        self._opener = opener
+        self._settings = settings
+
+    async def upsert(self, access: IndexAccess, items: Sequence[Item]) -> UpsertOutcome:
+        """Add or replace items: all of them, durably, or none."""
+
+        async def upsert(opened: OpenIndex) -> UpsertOutcome:
+            batch = await asyncio.to_thread(batches.check, items, opened.index, self._settings.max_batch_items)
+            return await self._write(opened, batch)
+
+        return await self._opener.with_index(access, upsert)
+
+    async def _write(self, opened: OpenIndex, batch: batches.Batch) -> UpsertOutcome:
+        index = opened.index
+        encoder = opened.encoder or _first_encoder(opened, batch.vectors)
+        rows = await asyncio.to_thread(batches.seal, batch, opened.keys, encoder, index.storage_precision)
+        async with self._engine.begin() as connection:
+            await store.indexes.share_encoder(connection, index)
+            await store.indexes.check_revision(connection, index)
+            if opened.encoder is None:
+                await _initialise(connection, opened, encoder)
+            written = await store.items.upsert(connection, index, rows)
+            await store.indexes.add_to_count(connection, index.id, n_items=written.n_new, n_changes=written.n_written)
+        return UpsertOutcome(len(batch.ids))
+
+    async def query(self, access: IndexAccess, query: Query) -> list[list[Match]]:
+        """Return for each query vector the items nearest to it, nearest first."""
+
+        async def search_index(opened: OpenIndex) -> list[list[Match]]:
+            vectors = _query_matrix(query, opened.index)
+            scan = await self._plan(opened.index, query)
+            if opened.encoder is None:
+                async with self._engine.connect() as connection:
+                    await store.indexes.check_revision(connection, opened.index)
+                return [[] for _ in vectors]
+            found = await self._search(opened, opened.encoder, vectors, scan)
+            return await self._fill_in(opened, found, query.include)
+
+        return await self._opener.with_index(access, search_index)
+
+    async def _plan(self, index: Index, query: Query) -> Scan:
+        top_k = _at_least(1, query.top_k, "top_k")
+        if top_k > self._settings.max_top_k:
+            async with self._engine.connect() as connection:
+                n_items, _ = await store.indexes.count(connection, index.id)
+            top_k = max(1, min(top_k, n_items))
+            if top_k > self._settings.max_top_k:
+                raise errors.InvalidInput(f"top_k can be at most {self._settings.max_top_k}")
+        rerank_mult = _at_least(0, query.rerank_mult, "rerank_mult")
+        n_probes = _at_least(0, query.n_probes, "n_probes")
+        pool = max(_MIN_POOL, top_k * (rerank_mult or (_DEFAULT_RERANK_MULT if query.rerank_mult is None else 1)))
+        return Scan(top_k, pool, min(n_probes or index.n_lists, index.n_lists))
+
+    async def _search(
+        self, opened: OpenIndex, encoder: sketch.Encoder, vectors: Matrix, scan: Scan
+    ) -> list[list[_Found]]:
+        sketches = [row.tobytes() for row in encoder.encode_queries(vectors)]
+        at_a_time = max(1, _CANDIDATES_AT_A_TIME // scan.pool)
+        found: list[list[_Found]] = []
+        for start in range(0, len(sketches), at_a_time):
+            async with self._engine.connect() as connection:
+                candidates = await store.items.nearest(
+                    connection,
+                    opened.index,
+                    sketches[start : start + at_a_time],
+                    pool=scan.pool,
+                    n_probes=scan.n_probes,
+                )
+            part = vectors[start : start + at_a_time]
+            n_bytes = sum(map(len, candidates)) * vectors.shape[1] * vectors.itemsize
+            if n_bytes <= _INLINE_BYTES:
+                found += _rerank(opened, part, candidates, scan.top_k)
+            else:
+                found += await asyncio.to_thread(_rerank, opened, part, candidates, scan.top_k)
+        return found
+
+    async def _fill_in(
+        self, opened: OpenIndex, found: list[list[_Found]], include: frozenset[str]
+    ) -> list[list[Match]]:
+        """Return what was found with the fields that `include` names."""
+        metadata: dict[bytes, Metadata] = {}
+        if "metadata" in include:
+            metadata = await self._metadata(opened, [one.item_key for matches in found for one in matches])
+        return [
+            [
+                Match(
+                    one.id,
+                    one.distance if "distance" in include else None,
+                    metadata[one.item_key] if "metadata" in include else None,
+                    one.vector if "vector" in include else None,
+                )
+                # An item that was deleted since it was found is gone from the answer, too.
+                for one in matches
+                if "metadata" not in include or one.item_key in metadata
+            ]
+            for matches in found
+        ]
+
+    async def _metadata(self, opened: OpenIndex, item_keys: list[bytes]) -> dict[bytes, Metadata]:
+        async with self._engine.connect() as connection:
+            rows = await store.items.by_keys(connection, opened.index, item_keys, frozenset({"metadata"}))
+        return {key: _open_metadata(opened.keys, row) or {} for key, row in rows.items()}
+
+    async def get(self, access: IndexAccess, ids: Sequence[str], include: frozenset[str]) -> list[StoredItem]:
+        """Return the stored items among `ids`, in the order asked for and as often."""
+
+        async def read(opened: OpenIndex) -> list[StoredItem]:
+            item_keys = tokens.item_keys(opened.keys.blind_key, ids)
+            async with self._engine.connect() as connection:
+                await store.indexes.check_revision(connection, opened.index)
+                rows = await store.items.by_keys(connection, opened.index, item_keys, include)
+            return await asyncio.to_thread(
+                lambda: [
+                    _open_item(opened, item_id, rows[item_key], include)
+                    for item_id, item_key in zip(ids, item_keys, strict=True)
+                    if item_key in rows
+                ]
+            )
+
+        return await self._opener.with_index(access, read)
+
+    async def delete(self, access: IndexAccess, ids: Sequence[str]) -> None:
+        """Delete the items among `ids`, all in one transaction."""
+
+        async def delete(opened: OpenIndex) -> None:
+            item_keys = tokens.item_keys(opened.keys.blind_key, ids)
+            async with self._engine.begin() as connection:
+                await store.indexes.check_revision(connection, opened.index)
+                n_deleted = await store.items.delete(connection, opened.index, item_keys)
+                if n_deleted:
+                    await store.indexes.add_to_count(
+                        connection, opened.index.id, n_items=-n_deleted, n_changes=n_deleted
+                    )
+
+        await self._opener.with_index(access, delete)
+
+    async def ids(self, access: IndexAccess) -> list[str]:
+        """Return the ids of all items, in no order."""
+
+        async def read(opened: OpenIndex) -> list[str]:
+            answer: list[str] = []
+            async with self._engine.connect() as connection:
+                await store.indexes.check_revision(connection, opened.index)
+                async for chunk in store.items.sealed_ids(connection, opened.index):
+                    answer += await asyncio.to_thread(_open_ids, opened.keys, chunk)
+            return answer
+
+        return await self._opener.with_index(access, read)
+
+    async def count(self, access: IndexAccess) -> int:
+        """Return the number of items."""
+
+        async def read(opened: OpenIndex) -> int:
+            async with self._engine.connect() as connection:
+                await store.indexes.check_revision(connection, opened.index)
+                n_items, _ = await store.indexes.count(connection, opened.index.id)
+            return n_items
+
+        return await self._opener.with_index(access, read)
+
+
+def _first_encoder(opened: OpenIndex, vectors: Matrix) -> sketch.Encoder:
+    parameters = sketch.EncoderParameters.initial(opened.index.metric, vectors)
+    return encoder_for(opened.index, opened.keys, parameters)
+
+
+async def _initialise(connection: AsyncConnection, opened: OpenIndex, encoder: sketch.Encoder) -> None:
+    """Fix what the first batch decides about an index, in the transaction that stores the batch."""
+    index = opened.index
+    await store.indexes.initialise(
+        connection,
+        index,
+        dimension=encoder.dimension,
+        sketch_bits=encoder.bits,
+        sealed_encoder=opened.keys.parameters.seal(aead.INDEX_LEVEL, encoder.parameters.to_bytes()),
+    )
+    await store.partitions.create_exact_ivf(connection, index.id, encoder.bits)
+
+
+def _query_matrix(query: Query, index: Index) -> Matrix:
+    if query.vectors is None or len(query.vectors) == 0:
+        if query.contents is not None:
+            raise errors.InvalidInput(f"Index '{index.name}' has no embedding model: send query_vectors")
+        raise errors.InvalidInput("Provide query_vectors or query_contents")
+    if index.dimension is None:
+        raise errors.InvalidInput(f"The dimension of index '{index.name}' is not known before the first upsert")
+    vectors = batches.to_matrix(list(query.vectors), "Query")
+    batches.check_dimension(vectors, index)
+    return vectors
+
+
+def _at_least(minimum: int, value: int | None, name: str) -> int:
+    """Return `value`, or 0 for None. Raises `InvalidInput` when it is out of range."""
+    if value is None:
+        return 0
+    if not minimum <= value <= _MAX_INT32:
+        raise errors.InvalidInput(f"{name} must be between {minimum} and {_MAX_INT32}")
+    return value
+
+
+def _rerank(
+    opened: OpenIndex, queries: Matrix, candidates: Sequence[Sequence[Candidate]], top_k: int
+) -> list[list[_Found]]:
+    """Return the `top_k` best candidates of each query by exact distance; each candidate is opened once."""
+    index = opened.index
+    different = {candidate.item_key: candidate for found in candidates for candidate in found}
+    rows = {item_key: row for row, item_key in enumerate(different)}
+    vectors = opened.keys.vectors.open_rows(
+        list(different),
+        [candidate.sealed_vector for candidate in different.values()],
+        batches.VECTOR_DTYPES[index.storage_precision],
+        queries.shape[1],
+    ).astype(np.float32, copy=False)
+    answer = []
+    for query, found in zip(queries, candidates, strict=True):
+        own = vectors if len(queries) == 1 else vectors[[rows[one.item_key] for one in found]]
+        order, distances = search.rerank.nearest(index.metric, query, own, top_k)
+        answer.append(
+            [
+                _Found(
+                    found[row].item_key,
+                    opened.keys.ids.open(found[row].item_key, found[row].sealed_id).decode(),
+                    distance,
+                    own[row],
+                )
+                for row, distance in zip(order.tolist(), distances.tolist(), strict=True)
+            ]
+        )
+    return answer
+
+
+def _open_item(opened: OpenIndex, item_id: str, row: store.items.SealedFields, include: frozenset[str]) -> StoredItem:
+    vector = contents = metadata = None
+    if "vector" in include and row.sealed_vector is not None:
+        dtype = batches.VECTOR_DTYPES[opened.index.storage_precision]
+        plain = opened.keys.vectors.open(row.item_key, row.sealed_vector)
+        vector = np.frombuffer(plain, dtype=dtype).astype(np.float32)
+    if "contents" in include:
+        sealed = row.sealed_contents
+        contents = "" if sealed is None else opened.keys.contents.open(row.item_key, sealed).decode()
+    if "metadata" in include:
+        metadata = _open_metadata(opened.keys, row) or {}
+    return StoredItem(item_id, vector, contents, metadata)
+
+
+def _open_metadata(index_keys: keys.IndexKeys, row: store.items.SealedFields) -> Metadata | None:
+    if row.sealed_metadata is None:
+        return None
+    return _decode_metadata(index_keys.metadata.open(row.item_key, row.sealed_metadata))
+
+
+def _open_ids(index_keys: keys.IndexKeys, rows: Sequence[tuple[bytes, bytes]]) -> list[str]:
+    return [index_keys.ids.open(item_key, sealed_id).decode() for item_key, sealed_id in rows]

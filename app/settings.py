@@ -1,0 +1,97 @@
+"""Everything read from the environment.
+
+One field per variable. `SEALDEX_ROOT_KEY` fills `root_key`; names that other services share
+(`DATABASE_URL`, `PORT`, …) have no prefix and are listed in `_VARIABLES`.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import msgspec
+from msgspec import Meta
+
+from app.errors import ConfigurationError
+
+_PREFIX = "SEALDEX_"
+
+# Field → variables that fill it, first one set wins. Every other field is read from its prefixed name.
+_VARIABLES: dict[str, tuple[str, ...]] = {
+    "host": ("HOST",),
+    "port": ("PORT",),
+    "database_url": ("DATABASE_URL",),
+    "retrain_threshold": ("RETRAIN_THRESHOLD",),
+    "auto_train_disabled": ("AUTO_TRAIN_DISABLED",),
+    "key_cache_ttl_s": ("INDEX_KEK_CACHE_TTL_SECONDS",),
+    "root_key": ("SEALDEX_ROOT_KEY", "CYBORGDB_SERVICE_ROOT_KEY"),
+    "log_level": ("SEALDEX_LOG_LEVEL", "CYBORGDB_SERVICE_LOG_LEVEL"),
+    "ssl_cert_path": ("SSL_CERT_PATH",),
+    "ssl_key_path": ("SSL_KEY_PATH",),
+}
+
+
+_Natural = Annotated[int, Meta(ge=0)]
+_Positive = Annotated[int, Meta(ge=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the service was told; read once in `app.cli` and passed on as a value."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=1, le=65_535)] = 8000
+    workers: _Natural = 0
+    database_url: str | None = field(default=None, repr=False)
+    data_dir: Path = Path("sealdex-data")
+    root_key: str | None = field(default=None, repr=False)
+    allow_open: bool = False
+    log_level: str = "INFO"
+    ssl_cert_path: Path | None = None
+    ssl_key_path: Path | None = None
+
+    pool_size: _Positive = 8
+    pool_timeout_s: Annotated[float, Meta(gt=0)] = 10.0
+    statement_timeout_ms: _Natural = 60_000
+    prepare_threshold: int = 5
+    migrate: bool = False
+
+    key_cache_ttl_s: Annotated[float, Meta(ge=0)] = 60.0
+    key_cache_size: _Positive = 256
+
+    max_body_bytes: _Positive = 256 * 1024 * 1024
+    max_batch_items: _Positive = 100_000
+    max_top_k: _Positive = 10_000
+    max_requests_in_work: _Positive = 64
+
+    sketch_bits: Annotated[int, Meta(ge=1, le=64_000)] | None = None
+    sketch_noise: Annotated[float, Meta(ge=0, lt=0.5)] = 0.10
+    retrain_threshold: _Positive = 10_000
+    auto_train_disabled: bool = False
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> Self:
+        """Read and convert the variables. Raises `ConfigurationError` naming the variable."""
+        values: dict[str, Any] = {}
+        for item in fields(cls):
+            for variable in variables_of(item.name):
+                # An empty variable counts as unset, as compose files produce them.
+                if env.get(variable):
+                    values[item.name] = _convert(variable, env[variable], item.type)
+                    break
+        return cls(**values)
+
+
+def variables_of(name: str) -> tuple[str, ...]:
+    """Return the environment variables that fill the field `name`, strongest first."""
+    return _VARIABLES.get(name, (_PREFIX + name.upper(),))
+
+
+def _convert(variable: str, text: str, wanted: Any) -> Any:
+    if wanted in (Path, Path | None):
+        return Path(text)
+    try:
+        return msgspec.convert(text, wanted, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"{variable}={text!r}: {error}") from error

@@ -1,0 +1,225 @@
+"""The engine: pool, timeouts, PostgreSQL types and what a failure of the database turns into.
+
+Nothing here depends on the state of a session, so it works through PgBouncer in transaction mode. Prepared
+statements need PgBouncer 1.22 with `max_prepared_statements`, or `SEALDEX_PREPARE_THRESHOLD=-1`.
+"""
+
+import select
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+from psycopg.adapt import Buffer, Dumper, Loader
+from psycopg.pq import Format
+from sqlalchemy.engine.interfaces import ExceptionContext
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, PoolProxiedConnection
+
+from app import errors
+from app.settings import Settings
+from app.store import schema
+from app.store.dsn import database_url, first_line
+
+_BIT_OID = 1560
+_VARBIT_OID = 1562
+_CONNECT_TIMEOUT_S = 10
+_LENGTH_BYTES = 4
+
+# SQLSTATEs that say "come back later": connection lost, resources short, shutdown or start-up.
+_UNAVAILABLE_CLASSES = ("08", "53", "57P")
+_QUERY_CANCELED = "57014"
+
+
+class VarBit(bytes):
+    """A bit string of whole bytes, most significant bit first, for `bit` and `bit varying` columns."""
+
+    __slots__ = ()
+
+
+class _VarBitDumper(Dumper):
+    """Binary form of a bit string: its length in bits (int32, big-endian), then its bytes."""
+
+    format = Format.BINARY
+    oid = _VARBIT_OID
+
+    def dump(self, obj: VarBit) -> Buffer:
+        return (8 * len(obj)).to_bytes(_LENGTH_BYTES, "big") + obj
+
+
+class _VarBitLoader(Loader):
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> VarBit:
+        return VarBit(bytes(data)[_LENGTH_BYTES:])
+
+
+class _BinaryCursor(psycopg.AsyncCursor[Any]):
+    """Asks for results in binary: text would double the size of every sealed value."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any], **options: Any) -> None:
+        super().__init__(connection, **options)
+        self.format = Format.BINARY
+
+
+class _BoundedPool(AsyncAdaptedQueuePool):
+    """A pool that answers in our words when every connection stays busy."""
+
+    def connect(self) -> PoolProxiedConnection:
+        try:
+            return super().connect()
+        except PoolTimeout as error:
+            raise errors.Overloaded("All database connections are busy; try again later") from error
+
+
+def create_engine(settings: Settings, dsn: str) -> AsyncEngine:
+    """Return an engine on `dsn` whose failures are `errors.Unavailable` and `errors.Overloaded`.
+
+    There is no `pool_pre_ping`: it costs a round trip on every request. A look at the idle socket costs none
+    and finds what a restart, a failover or an administrator has closed.
+    """
+    engine = create_async_engine(
+        database_url(dsn),
+        poolclass=_BoundedPool,
+        pool_size=settings.pool_size,
+        max_overflow=0,
+        pool_timeout=settings.pool_timeout_s,
+        # The most recently used connection is the one whose statements are prepared.
+        pool_use_lifo=True,
+        hide_parameters=True,
+        use_native_hstore=False,
+        connect_args=_connect_args(settings),
+    )
+    sa.event.listen(engine.sync_engine, "connect", _register_types)
+    sa.event.listen(engine.sync_engine, "connect", _session_timeouts(settings))
+    sa.event.listen(engine.sync_engine, "checkout", _refuse_closed_socket)
+    sa.event.listen(engine.sync_engine, "begin", _transaction_timeouts(settings))
+    sa.event.listen(engine.sync_engine, "handle_error", _translate)
+    return engine
+
+
+def maintenance_connection(settings: Settings, dsn: str) -> AbstractAsyncContextManager[AsyncConnection]:
+    """Return a connection of its own, outside the pool: autocommit and no statement timeout.
+
+    For what cannot run in a transaction or takes minutes, such as `CREATE INDEX CONCURRENTLY`. Its session
+    settings are not shared when `dsn` leads to PostgreSQL itself, as it should for long jobs.
+    """
+    engine = create_async_engine(
+        database_url(dsn),
+        poolclass=NullPool,
+        isolation_level="AUTOCOMMIT",
+        hide_parameters=True,
+        use_native_hstore=False,
+        connect_args=_connect_args(settings),
+    )
+    sa.event.listen(engine.sync_engine, "connect", _register_types)
+    sa.event.listen(engine.sync_engine, "handle_error", _translate)
+    return engine.connect()
+
+
+async def check_database(engine: AsyncEngine) -> None:
+    """Raise `errors.ConfigurationError`, saying what to do, unless the service can work with this database."""
+    try:
+        async with engine.connect() as connection:
+            await schema.check(connection)
+    except errors.Unavailable as error:
+        reason = first_line(error.__cause__)
+        raise errors.ConfigurationError(f"The database does not answer: {reason}") from error
+
+
+def _connect_args(settings: Settings) -> dict[str, Any]:
+    return {
+        "application_name": "sealdex",
+        "connect_timeout": _CONNECT_TIMEOUT_S,
+        "cursor_factory": _BinaryCursor,
+        "prepare_threshold": settings.prepare_threshold if settings.prepare_threshold >= 0 else None,
+    }
+
+
+def _register_types(dbapi_connection: Any, _record: Any) -> None:
+    adapters = dbapi_connection.driver_connection.adapters
+    adapters.register_dumper(VarBit, _VarBitDumper)
+    for oid in (_BIT_OID, _VARBIT_OID):
+        adapters.register_loader(oid, _VarBitLoader)
+
+
+def _session_timeouts(settings: Settings) -> Callable[[Any, Any], None]:
+    """Return a listener that sets the timeouts once a session, where the session is ours alone.
+
+    A pooler refuses them at start-up (`options`) and hands a session to other clients. Behind one, the process
+    that answers is not the process that greeted us: then each transaction sets its own (`_transaction_timeouts`).
+    """
+    # COMMIT follows, or a rollback would take the settings back.
+    statement = (
+        "SELECT set_config('statement_timeout', %(timeout)s, false),"
+        " set_config('idle_in_transaction_session_timeout', %(timeout)s, false)"
+        " WHERE pg_backend_pid() = %(pid)s"
+    )
+
+    def listener(dbapi_connection: Any, record: Any) -> None:
+        pid = dbapi_connection.driver_connection.info.backend_pid
+        cursor = dbapi_connection.cursor()
+        cursor.execute(statement, {"timeout": str(settings.statement_timeout_ms), "pid": pid})
+        record.info["is_pooled"] = cursor.fetchone() is None
+        cursor.close()
+        dbapi_connection.commit()
+
+    return listener
+
+
+def _transaction_timeouts(settings: Settings) -> Callable[[sa.Connection], None]:
+    """Return a listener that sets the timeouts in each transaction of a session behind a pooler."""
+    statement = f"SET LOCAL statement_timeout = {settings.statement_timeout_ms:d}"
+
+    def listener(connection: sa.Connection) -> None:
+        if connection.info.get("is_pooled"):
+            connection.exec_driver_sql(statement)
+
+    return listener
+
+
+def _refuse_closed_socket(dbapi_connection: Any, _record: Any, _proxy: Any) -> None:
+    """Make the pool replace a connection that the other side has closed while it was idle."""
+    pgconn = dbapi_connection.driver_connection.pgconn
+    poll = select.poll()
+    try:
+        poll.register(pgconn.socket, select.POLLIN)
+        # An idle session is silent. A notice is read and forgotten; the end of the stream stays readable.
+        while poll.poll(0):
+            pgconn.consume_input()
+    except psycopg.OperationalError as error:
+        raise sa.exc.DisconnectionError("The database closed an idle connection") from error
+
+
+@asynccontextmanager
+async def driver(connection: AsyncConnection) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    """Lend psycopg's own connection, in the transaction of `connection`; failures are translated as the engine's."""
+    raw = (await connection.get_raw_connection()).driver_connection
+    assert isinstance(raw, psycopg.AsyncConnection)  # noqa: S101 - the engine is made for this driver
+    try:
+        yield raw
+    except psycopg.Error as error:
+        if (unavailable := _unavailable(error)) is not None:
+            raise unavailable from error
+        raise
+
+
+def _translate(context: ExceptionContext) -> BaseException | None:
+    """Return what a caller is told instead of a driver's error, or None to leave it as it is."""
+    error = context.original_exception
+    if not isinstance(error, psycopg.Error):
+        return None
+    if context.is_disconnect:
+        return errors.Unavailable("The database does not answer")
+    return _unavailable(error)
+
+
+def _unavailable(error: psycopg.Error) -> errors.Unavailable | None:
+    if error.sqlstate == _QUERY_CANCELED:
+        return errors.Unavailable("The database took too long to answer")
+    is_refused = error.sqlstate is None and isinstance(error, psycopg.OperationalError)
+    if is_refused or (error.sqlstate or "").startswith(_UNAVAILABLE_CLASSES):
+        return errors.Unavailable("The database does not answer")
+    return None

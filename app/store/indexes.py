@@ -1,0 +1,135 @@
+"""Statements on `indexes` and `item_counts`."""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from psycopg import errors as pg
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app import errors
+from app.domain import Index, Metric, Precision
+from app.store.tables import dropped_indexes, indexes, item_counts
+
+# Everything of a row but what only training needs.
+_COLUMNS = [column for column in indexes.c if column.name != "sealed_next_encoder"]
+
+
+class StaleIndex(Exception):
+    """What the caller knows of an index is no longer true; it reads the row again and starts over."""
+
+
+async def create(connection: AsyncConnection, values: dict[str, Any]) -> None:
+    """Insert the row of a new index. Raises `Conflict` when the name is taken."""
+    try:
+        await connection.execute(sa.insert(indexes).values(values))
+    except IntegrityError as error:
+        if isinstance(error.orig, pg.UniqueViolation):
+            raise errors.Conflict(f"Index '{values['name']}' already exists") from error
+        raise
+
+
+async def by_name(connection: AsyncConnection, name: str) -> Index | None:
+    """Return the index called `name`, if there is one."""
+    row = (await connection.execute(sa.select(*_COLUMNS).where(indexes.c.name == name))).one_or_none()
+    if row is None:
+        return None
+    facts = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented way to a mapping
+    facts["metric"] = Metric(facts["metric"])
+    facts["storage_precision"] = Precision(facts["storage_precision"])
+    return Index(**facts)
+
+
+async def names(connection: AsyncConnection) -> Sequence[str]:
+    """Return the names of all indexes, in order."""
+    return (await connection.execute(sa.select(indexes.c.name).order_by(indexes.c.name))).scalars().all()
+
+
+async def check_revision(connection: AsyncConnection, index: Index) -> None:
+    """Raise `StaleIndex` unless `index` is the row as it is now."""
+    statement = sa.select(sa.literal(1)).where(indexes.c.id == index.id, indexes.c.revision == index.revision)
+    if (await connection.execute(statement)).one_or_none() is None:
+        raise StaleIndex
+
+
+async def share_encoder(connection: AsyncConnection, index: Index) -> None:
+    """Keep the encoder of `index` from being replaced until the transaction ends.
+
+    Writers share the lock, so they never wait for each other. A training takes it alone for the moment in
+    which it moves to another encoder (`own_encoder`), and so waits for the writers that use the old one.
+    An advisory lock, since locking the row for sharing would write to it in every upsert.
+    """
+    await connection.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(_lock_number(index.id))))
+
+
+async def own_encoder(connection: AsyncConnection, index_id: UUID) -> None:
+    """Wait for all writers that hold `share_encoder`, and hold off others until the transaction ends."""
+    await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_lock_number(index_id))))
+
+
+async def initialise(
+    connection: AsyncConnection, index: Index, *, dimension: int, sketch_bits: int, sealed_encoder: bytes
+) -> None:
+    """Fix the dimension and the first encoder. Raises `StaleIndex` when another writer was first."""
+    statement = (
+        sa.update(indexes)
+        .where(indexes.c.id == index.id, indexes.c.sealed_encoder.is_(None), indexes.c.revision == index.revision)
+        .values(
+            dimension=dimension,
+            sketch_bits=sketch_bits,
+            sealed_encoder=sealed_encoder,
+            revision=indexes.c.revision + 1,
+        )
+    )
+    if (await connection.execute(statement)).rowcount != 1:
+        raise StaleIndex
+
+
+async def delete(connection: AsyncConnection, index: Index) -> None:
+    """Delete the row of `index` and leave its partition to be dropped. Raises `StaleIndex` if it changed."""
+    statement = sa.delete(indexes).where(indexes.c.id == index.id, indexes.c.revision == index.revision)
+    if (await connection.execute(statement)).rowcount != 1:
+        raise StaleIndex
+    await connection.execute(insert(dropped_indexes).values(id=index.id).on_conflict_do_nothing())
+
+
+async def add_to_count(connection: AsyncConnection, index_id: UUID, *, n_items: int, n_changes: int) -> None:
+    """Add to the number of items and of changes, without waiting for other writers.
+
+    Takes a shard of the count that no other transaction holds, or opens a new one.
+    """
+    free_shard = (
+        sa.select(item_counts.c.shard)
+        .where(item_counts.c.index_id == index_id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    update = (
+        sa.update(item_counts)
+        .where(item_counts.c.index_id == index_id, item_counts.c.shard == free_shard)
+        .values(n_items=item_counts.c.n_items + n_items, n_changes=item_counts.c.n_changes + n_changes)
+    )
+    if (await connection.execute(update)).rowcount:
+        return
+    # The number of the new shard is free or being made by another transaction: random, so that none waits.
+    shard = sa.cast(sa.func.floor(sa.func.random() * 2**31 - 1), sa.Integer)
+    await connection.execute(
+        sa.insert(item_counts).values(index_id=index_id, shard=shard, n_items=n_items, n_changes=n_changes)
+    )
+
+
+async def count(connection: AsyncConnection, index_id: UUID) -> tuple[int, int]:
+    """Return the number of items of an index, and of changes to them since it was made."""
+    n_items, n_changes = sa.func.sum(item_counts.c.n_items), sa.func.sum(item_counts.c.n_changes)
+    statement = sa.select(sa.func.coalesce(n_items, 0), sa.func.coalesce(n_changes, 0))
+    row = (await connection.execute(statement.where(item_counts.c.index_id == index_id))).one()
+    return int(row[0]), int(row[1])
+
+
+def _lock_number(index_id: UUID) -> int:
+    """Return the advisory lock of an index: 64 bits of its random id."""
+    return int.from_bytes(index_id.bytes[:8], "big", signed=True)

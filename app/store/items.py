@@ -1,0 +1,218 @@
+"""Statements on the items of one index.
+
+They go to the index's own partition and through psycopg itself rather than SQLAlchemy: binary COPY, binary
+results and pipelines are what makes them fast, and the partition's name is no parameter. The index id is in
+every statement all the same, so that they also hold where `items` is distributed by it.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, NamedTuple
+
+from psycopg import errors as pg
+from psycopg.rows import class_row
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain import Candidate, Index, SealedItem
+from app.store.engine import VarBit, driver
+from app.store.indexes import StaleIndex
+from app.store.partitions import in_generation, sketch_expression
+from app.store.tables import partition_name, sketch_column
+
+_ID_CHUNK = 10_000
+
+# SET takes no parameters; with is_local the settings end with the transaction. Forbidden to sort, the planner
+# uses the ivfflat index whatever its statistics say, for no other path has this order.
+_SCAN_SETTINGS = (
+    "SELECT set_config('ivfflat.probes', %s, true), set_config('enable_sort', 'off', true),"
+    " set_config('ivfflat.iterative_scan', 'relaxed_order', true)"
+)
+
+
+class Written(NamedTuple):
+    """How many items a statement added, and how many it touched."""
+
+    n_new: int
+    n_written: int
+
+
+class SealedFields(NamedTuple):
+    """What was asked for of one stored item; None for what was not, or for what the item lacks."""
+
+    item_key: bytes
+    sealed_id: bytes | None
+    sealed_vector: bytes | None
+    sealed_contents: bytes | None
+    sealed_metadata: bytes | None
+
+
+_FIELD_COLUMNS = {"vector": "sealed_vector", "contents": "sealed_contents", "metadata": "sealed_metadata"}
+
+
+async def upsert(connection: AsyncConnection, index: Index, rows: Sequence[SealedItem]) -> Written:
+    """Add or replace `rows`, whose item keys all differ.
+
+    Rows are written in the order of their keys, so that concurrent batches cannot deadlock.
+    """
+    async with driver(connection) as raw:
+        sketch, other_sketch = sketch_column(index.encoder_version), sketch_column(index.encoder_version + 1)
+        await raw.execute(
+            "CREATE TEMPORARY TABLE incoming (item_key bytea, sealed_id bytea, sketch varbit, sealed_vector bytea,"
+            " sealed_contents bytea, sealed_metadata bytea) ON COMMIT DROP"
+        )
+        async with raw.cursor() as cursor:
+            async with cursor.copy("COPY incoming FROM STDIN (FORMAT BINARY)") as copy:
+                copy.set_types(["bytea", "bytea", "varbit", "bytea", "bytea", "bytea"])
+                for row in rows:
+                    await copy.write_row(
+                        (
+                            row.item_key,
+                            row.sealed_id,
+                            VarBit(row.sketch),
+                            row.sealed_vector,
+                            row.sealed_contents,
+                            row.sealed_metadata,
+                        )
+                    )
+            await cursor.execute(
+                f"""
+                WITH written AS (
+                    INSERT INTO {partition_name(index.id)} AS stored
+                        (index_id, item_key, sealed_id, {sketch}, sealed_vector, sealed_contents, sealed_metadata)
+                    SELECT %s, item_key, sealed_id, sketch, sealed_vector, sealed_contents, sealed_metadata
+                    FROM incoming ORDER BY item_key
+                    ON CONFLICT (index_id, item_key) DO UPDATE SET
+                        sealed_id = excluded.sealed_id, {sketch} = excluded.{sketch}, {other_sketch} = NULL,
+                        sealed_vector = excluded.sealed_vector, sealed_contents = excluded.sealed_contents,
+                        sealed_metadata = excluded.sealed_metadata, updated_at = now()
+                    RETURNING xmax = 0 AS is_new
+                )
+                SELECT count(*) FILTER (WHERE is_new), count(*) FROM written
+                """,
+                (index.id,),
+            )
+            return Written(*_one(await cursor.fetchone()))
+
+
+async def nearest(
+    connection: AsyncConnection, index: Index, sketches: Sequence[bytes], *, pool: int, n_probes: int
+) -> list[list[Candidate]]:
+    """Return for each sketch (m bits) the `pool` items whose sketches differ from it in the fewest bits.
+
+    The scan is approximate: it reads `n_probes` of the index's IVF lists, and more only as long as it has
+    not found `pool` items. It is exact when it reads all lists. One round trip.
+    Raises `StaleIndex` when `index` is no longer the row as it is now.
+    """
+    async with driver(connection) as raw:
+        statement, parameters = _nearest_statement(index, sketches, pool)
+        try:
+            async with raw.pipeline():
+                await raw.execute(_SCAN_SETTINGS, (str(n_probes),), prepare=True)
+                revision = await raw.execute("SELECT revision FROM indexes WHERE id = %s", (index.id,), prepare=True)
+                found = await raw.execute(statement, parameters, prepare=True, binary=True)
+                await raw.commit()
+            if await revision.fetchone() != (index.revision,):
+                raise StaleIndex
+        except pg.UndefinedTable as error:
+            raise StaleIndex from error
+        rows = await found.fetchall()
+        if len(sketches) == 1:
+            return [[Candidate(*row) for row in rows]]
+        answer: list[list[Candidate]] = [[] for _ in sketches]
+        for position, *candidate in rows:
+            answer[position - 1].append(Candidate(*candidate))
+        return answer
+
+
+async def explain_nearest(connection: AsyncConnection, index: Index, sketch: bytes, *, pool: int, n_probes: int) -> str:
+    """Return PostgreSQL's plan for `nearest`."""
+    async with driver(connection) as raw:
+        statement, parameters = _nearest_statement(index, [sketch], pool)
+        await raw.execute(_SCAN_SETTINGS, (str(n_probes),))
+        cursor = await raw.execute(f"EXPLAIN {statement}", parameters)
+        return "\n".join(row[0] for row in await cursor.fetchall())
+
+
+def _nearest_statement(index: Index, sketches: Sequence[bytes], pool: int) -> tuple[str, tuple[Any, ...]]:
+    bits = index.sketch_bits
+    assert bits is not None  # noqa: S101 - an index with items has a dimension, and so sketches
+    nearest_to = f"""
+        SELECT item_key, sealed_id, sealed_vector FROM {partition_name(index.id)}
+        WHERE index_id = %s AND {in_generation(index.generation)}
+        ORDER BY {sketch_expression(index.encoder_version, bits)} <~> {{}}::bit({bits}) LIMIT %s
+        """
+    if len(sketches) == 1:
+        return nearest_to.format("%s::varbit"), (index.id, VarBit(sketches[0]), pool)
+    # One statement for the batch: LATERAL repeats the index scan for each sketch.
+    statement = f"""
+        SELECT query.position, candidate.*
+        FROM unnest(%b::varbit[]) WITH ORDINALITY AS query (sketch, position)
+        CROSS JOIN LATERAL ({nearest_to.format("query.sketch")}) AS candidate
+        """
+    return statement, ([VarBit(sketch) for sketch in sketches], index.id, pool)
+
+
+async def by_keys(
+    connection: AsyncConnection, index: Index, item_keys: Sequence[bytes], fields: frozenset[str]
+) -> dict[bytes, SealedFields]:
+    """Return the stored items among `item_keys` with the columns for `fields` (id, vector, contents, metadata)."""
+    columns = [
+        f"{column} AS {column}" if field in fields else f"NULL::bytea AS {column}"
+        for field, column in _FIELD_COLUMNS.items()
+    ]
+    async with driver(connection) as raw, raw.cursor(binary=True, row_factory=class_row(SealedFields)) as cursor:
+        await cursor.execute(
+            f"SELECT item_key, {'sealed_id' if 'id' in fields else 'NULL::bytea AS sealed_id'}, {', '.join(columns)}"
+            f" FROM {partition_name(index.id)} WHERE index_id = %s AND item_key = ANY(%s)",
+            (index.id, list(item_keys)),
+        )
+        return {row.item_key: row for row in await cursor.fetchall()}
+
+
+async def delete(connection: AsyncConnection, index: Index, item_keys: Sequence[bytes]) -> int:
+    """Delete the stored items among `item_keys`; return how many there were."""
+    async with driver(connection) as raw:
+        # Locked in the order in which `upsert` writes, so that the two cannot deadlock.
+        cursor = await raw.execute(
+            f"""
+            WITH doomed AS (
+                SELECT item_key FROM {partition_name(index.id)}
+                WHERE index_id = %s AND item_key = ANY(%s) ORDER BY item_key FOR UPDATE
+            )
+            DELETE FROM {partition_name(index.id)} AS stored USING doomed
+            WHERE stored.index_id = %s AND stored.item_key = doomed.item_key
+            """,
+            (index.id, list(item_keys), index.id),
+        )
+        return cursor.rowcount
+
+
+async def sealed_ids(connection: AsyncConnection, index: Index) -> AsyncIterator[list[tuple[bytes, bytes]]]:
+    """Yield item key and sealed id of every item, some thousands at a time, as of one moment."""
+    async with driver(connection) as raw, raw.cursor("sealed_ids") as cursor:
+        await cursor.execute(
+            f"SELECT item_key, sealed_id FROM {partition_name(index.id)} WHERE index_id = %s",
+            (index.id,),
+            binary=True,
+        )
+        while chunk := await cursor.fetchmany(_ID_CHUNK):
+            yield chunk
+
+
+async def sizes(connection: AsyncConnection, index: Index) -> tuple[int, int]:
+    """Return the bytes on disk of an index with all that belongs to it, and of its ivfflat index alone."""
+    async with driver(connection) as raw:
+        cursor = await raw.execute(
+            """
+            SELECT pg_total_relation_size(to_regclass(%(name)s)), coalesce(sum(pg_relation_size(indexrelid)), 0)::bigint
+            FROM pg_index JOIN pg_class AS relation ON relation.oid = indexrelid
+            WHERE indrelid = to_regclass(%(name)s) AND starts_with(relation.relname, 'ivf_')
+            """,
+            {"name": partition_name(index.id)},
+        )
+        total, ivf = _one(await cursor.fetchone())
+        return total or 0, ivf
+
+
+def _one(row: tuple[Any, ...] | None) -> tuple[Any, ...]:
+    assert row is not None  # noqa: S101 - an aggregate without GROUP BY always has one row
+    return row

@@ -1,0 +1,83 @@
+"""The partition of `items` that each index has, and the ivfflat index on it.
+
+Names are made of an index's id and numbers only, so they need no quoting. A partial index can only answer
+queries whose WHERE clause implies its predicate: each generation of the ivfflat index has a predicate of its
+own (`in_generation`), always true, which the queries for that generation repeat. So a new generation that
+has just been built is not used with the probes of the old one.
+"""
+
+from uuid import UUID
+
+import sqlalchemy as sa
+from psycopg import errors as pg
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from app.store.tables import dropped_indexes, items, ivf_name, partition_name, sketch_column
+
+# A row of up to 8 KB, with a vector of 1,536 float32, stays in one piece: a TOAST fetch for each candidate
+# would cost more than the scan.
+_TOAST_TUPLE_TARGET = 8160
+
+
+async def create(connection: AsyncConnection, index_id: UUID) -> None:
+    """Create the partition of an index. Neither reads nor writes of other indexes wait for it."""
+    name = partition_name(index_id)
+    for statement in (
+        f"CREATE TABLE {name} (LIKE {items.name} INCLUDING ALL) WITH (toast_tuple_target = {_TOAST_TUPLE_TARGET})",
+        f"ALTER TABLE {items.name} ATTACH PARTITION {name} FOR VALUES IN ('{index_id}')",
+    ):
+        await connection.exec_driver_sql(statement)
+
+
+async def create_exact_ivf(connection: AsyncConnection, index_id: UUID, sketch_bits: int) -> None:
+    """Create the first ivfflat index of an empty partition: one list, so every search scans all sketches."""
+    await connection.exec_driver_sql(
+        f"CREATE INDEX {ivf_name(index_id, 1)} ON {partition_name(index_id)} {ivf_definition(0, sketch_bits, 1, 1)}"
+    )
+
+
+def ivf_definition(encoder_version: int, sketch_bits: int, n_lists: int, generation: int) -> str:
+    """Return what follows the table's name in CREATE INDEX."""
+    return (
+        f"USING ivfflat (({sketch_expression(encoder_version, sketch_bits)}) bit_hamming_ops) "
+        f"WITH (lists = {n_lists}) WHERE {in_generation(generation)}"
+    )
+
+
+def sketch_expression(encoder_version: int, sketch_bits: int) -> str:
+    """Return the expression that the ivfflat index is on; a query must order by the same one."""
+    return f"{sketch_column(encoder_version)}::bit({sketch_bits})"
+
+
+def in_generation(generation: int) -> str:
+    """Return a condition that is true of every item: an item key has 16 bytes, this literal has 4."""
+    return rf"item_key <> '\x{generation:08x}'"
+
+
+async def drop_deleted(engine: AsyncEngine) -> None:
+    """Drop the partitions of deleted indexes. Reads and writes of other indexes do not wait for it."""
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        for index_id in (await connection.execute(sa.select(dropped_indexes.c.id))).scalars().all():
+            if await _detach(connection, index_id):
+                await connection.exec_driver_sql(f"DROP TABLE IF EXISTS {partition_name(index_id)}")
+                await connection.execute(sa.delete(dropped_indexes).where(dropped_indexes.c.id == index_id))
+
+
+async def _detach(connection: AsyncConnection, index_id: UUID) -> bool:
+    """Detach the partition of a deleted index; false when another worker is at it."""
+    statement = sa.text("SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = to_regclass(:name)")
+    is_pending = (await connection.execute(statement, {"name": partition_name(index_id)})).scalar_one_or_none()
+    if is_pending is None:
+        return True
+    # A crash in the middle of CONCURRENTLY leaves the partition pending, to be finalized.
+    how = "FINALIZE" if is_pending else "CONCURRENTLY"
+    try:
+        await connection.exec_driver_sql(f"ALTER TABLE {items.name} DETACH PARTITION {partition_name(index_id)} {how}")
+    except DBAPIError as error:
+        # PostgreSQL detaches one partition of a table at a time; whoever drops the next will see to this one.
+        if isinstance(error.orig, pg.ObjectNotInPrerequisiteState | pg.UndefinedTable | pg.LockNotAvailable):
+            return False
+        raise
+    return True

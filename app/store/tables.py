@@ -1,0 +1,188 @@
+"""The schema. Alembic compares the database with it; comments are written for whoever owns the database.
+
+`items` is LIST-partitioned by index. Each index has one partition, `items_<index id in hex>`, and on it
+one ivfflat index, `ivf_<index id in hex>_<generation>`; both are made while the service runs and are no
+part of the migrations.
+"""
+
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import BIT, BYTEA, JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import UUID as PG_UUID
+
+IVF_PREFIX = "ivf_"
+PARTITION_PREFIX = "items_"
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_NOW = sa.text("now()")
+
+indexes = sa.Table(
+    "indexes",
+    metadata,
+    sa.Column(
+        "id",
+        PG_UUID(as_uuid=True),
+        primary_key=True,
+        comment="Names the partition of items and is bound into every sealed value",
+    ),
+    sa.Column("name", sa.Text, nullable=False, unique=True, comment="The name clients use; not encrypted"),
+    sa.Column(
+        "revision",
+        sa.BigInteger,
+        nullable=False,
+        server_default="1",
+        comment="Grows with every change of this row that a worker must notice",
+    ),
+    sa.Column("metric", sa.Text, nullable=False, comment="cosine, euclidean or squared_euclidean"),
+    sa.Column("storage_precision", sa.Text, nullable=False, comment="Number format of the vectors before sealing"),
+    sa.Column(
+        "dimension", sa.Integer, comment="Length of the vectors; null until the first upsert when none was given"
+    ),
+    sa.Column("sketch_bits", sa.Integer, comment="Length of a sketch; null until the dimension is known"),
+    sa.Column(
+        "sketch_noise", sa.Double, nullable=False, comment="Share of the bits of a stored sketch that are flipped"
+    ),
+    sa.Column(
+        "wrapped_dek",
+        BYTEA,
+        nullable=False,
+        comment="The data-encryption key, wrapped under the index key of the client",
+    ),
+    sa.Column(
+        "encoder_version",
+        sa.SmallInteger,
+        nullable=False,
+        server_default="0",
+        comment="Version of the encoder that queries use; version v lives in column sketch_(v mod 2)",
+    ),
+    sa.Column("sealed_encoder", BYTEA, comment="Mean and scale of the encoder, sealed; null until the first upsert"),
+    sa.Column(
+        "sealed_next_encoder", BYTEA, comment="Mean and scale of the next version while a training moves to it, sealed"
+    ),
+    sa.Column(
+        "generation",
+        sa.Integer,
+        nullable=False,
+        server_default="1",
+        comment="Generation of the ivfflat index that queries use: ivf_(id)_(generation)",
+    ),
+    sa.Column(
+        "n_lists",
+        sa.Integer,
+        nullable=False,
+        server_default="1",
+        comment="IVF lists of that index; 1 until the first training",
+    ),
+    sa.Column("requested_n_lists", sa.Integer, comment="IVF lists the client asked for at creation"),
+    sa.Column("trained_at", TIMESTAMP(timezone=True), comment="When the last training ended; null before the first"),
+    sa.Column("profile", JSONB, comment="Search profile: recall by probes and pool, measured by the last training"),
+    sa.Column("embedding_model", sa.Text, comment="Model that embeds contents, if any"),
+    sa.Column("index_config", JSONB, comment="The index_config an older client sent at creation"),
+    sa.Column(
+        "created_at",
+        TIMESTAMP(timezone=True),
+        nullable=False,
+        server_default=_NOW,
+        comment="When the index was created",
+    ),
+    comment="One row an index. Holds no key that opens anything without the client's index key",
+)
+
+items = sa.Table(
+    "items",
+    metadata,
+    sa.Column(
+        "index_id", PG_UUID(as_uuid=True), primary_key=True, comment="The index this item belongs to; partition key"
+    ),
+    sa.Column("item_key", BYTEA, primary_key=True, comment="Keyed hash of the id: first 16 bytes of HMAC-SHA256"),
+    sa.Column("sealed_id", BYTEA, nullable=False, comment="The id, sealed"),
+    sa.Column(
+        "sketch_0",
+        BIT(varying=True),
+        comment="Keyed sketch of the vector by the encoder's even versions. "
+        "Not encryption: near vectors have near sketches",
+    ),
+    sa.Column("sketch_1", BIT(varying=True), comment="Keyed sketch of the vector by the encoder's odd versions"),
+    sa.Column("sealed_vector", BYTEA, nullable=False, comment="The exact vector, sealed"),
+    sa.Column("sealed_contents", BYTEA, comment="The contents, sealed; null when there are none"),
+    sa.Column("sealed_metadata", BYTEA, comment="The metadata as JSON, sealed; null when there is none"),
+    sa.Column(
+        "created_at",
+        TIMESTAMP(timezone=True),
+        nullable=False,
+        server_default=_NOW,
+        comment="When the id was first stored",
+    ),
+    sa.Column(
+        "updated_at",
+        TIMESTAMP(timezone=True),
+        nullable=False,
+        server_default=_NOW,
+        comment="When the item was last replaced",
+    ),
+    comment="The items of all indexes, one partition an index; every value is sealed or keyed",
+    postgresql_partition_by="LIST (index_id)",
+)
+
+item_counts = sa.Table(
+    "item_counts",
+    metadata,
+    sa.Column(
+        "index_id",
+        PG_UUID(as_uuid=True),
+        sa.ForeignKey("indexes.id", ondelete="CASCADE"),
+        primary_key=True,
+        comment="The index that is counted",
+    ),
+    sa.Column(
+        "shard",
+        sa.Integer,
+        primary_key=True,
+        comment="Writers at work at the same time use different shards, so that none waits",
+    ),
+    sa.Column(
+        "n_items",
+        sa.BigInteger,
+        nullable=False,
+        comment="Items added less items deleted; the sum over the shards is the number of items",
+    ),
+    sa.Column("n_changes", sa.BigInteger, nullable=False, comment="Items added, replaced or deleted"),
+    comment="How many items each index has, kept in the transaction that changes them",
+)
+
+dropped_indexes = sa.Table(
+    "dropped_indexes",
+    metadata,
+    sa.Column(
+        "id", PG_UUID(as_uuid=True), primary_key=True, comment="A deleted index whose partition is still to be dropped"
+    ),
+    sa.Column(
+        "dropped_at", TIMESTAMP(timezone=True), nullable=False, server_default=_NOW, comment="When it was deleted"
+    ),
+    comment="Deleted indexes whose partition is not yet gone; normally empty",
+)
+
+
+def partition_name(index_id: UUID) -> str:
+    """Return the name of the partition of `items` that holds the items of an index."""
+    return f"{PARTITION_PREFIX}{index_id.hex}"
+
+
+def ivf_name(index_id: UUID, generation: int) -> str:
+    """Return the name of the ivfflat index of one generation of an index."""
+    return f"{IVF_PREFIX}{index_id.hex}_{generation}"
+
+
+def sketch_column(encoder_version: int) -> str:
+    """Return the column that holds the sketches made by one version of the encoder."""
+    return f"sketch_{encoder_version % 2}"

@@ -1,0 +1,111 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from app import errors
+from app.settings import Settings
+from app.store import schema, tables
+from app.store.engine import check_database, create_engine
+
+ROOT = Path(__file__).parents[2]
+
+_UNCOMMENTED = """
+    SELECT relname, coalesce(attname, '(the table)')
+    FROM pg_class
+    LEFT JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
+    WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v')
+      AND (col_description(pg_class.oid, attnum) IS NULL OR obj_description(pg_class.oid, 'pg_class') IS NULL)
+"""
+
+Alembic = Callable[..., str]
+
+
+@pytest.fixture
+def alembic(empty_dsn: str) -> Alembic:
+    """Run `alembic` on the command line against an empty database."""
+
+    def run(*args: str) -> str:
+        command = [sys.executable, "-m", "alembic", *args]
+        env = {**os.environ, "DATABASE_URL": empty_dsn}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+def _tables(dsn: str) -> set[str]:
+    with psycopg.connect(dsn) as connection:
+        rows = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+    return {name for (name,) in rows}
+
+
+def _create_index_by_hand(dsn: str) -> None:
+    """Create what the service creates for an index: a partition, and an ivfflat index on it."""
+    with psycopg.connect(dsn) as connection:
+        connection.execute(f"CREATE TABLE items_{'ab' * 16} PARTITION OF items FOR VALUES IN ('{'ab' * 16}')")
+        connection.execute(
+            f"CREATE INDEX ivf_{'ab' * 16}_1 ON items_{'ab' * 16}"
+            " USING ivfflat ((sketch_0::bit(64)) bit_hamming_ops) WITH (lists = 1)"
+        )
+
+
+def test_an_empty_database_goes_to_head_and_back(alembic: Alembic, empty_dsn: str) -> None:
+    alembic("upgrade", "head")
+    assert set(tables.metadata.tables) < _tables(empty_dsn)
+    _create_index_by_hand(empty_dsn)
+    assert "No new upgrade operations" in alembic("check")
+    alembic("downgrade", "base")
+    assert _tables(empty_dsn) == {"alembic_version"}
+    alembic("upgrade", "head")
+
+
+def test_every_table_and_column_has_a_comment(template_dsn: str) -> None:
+    with psycopg.connect(template_dsn) as connection:
+        assert connection.execute(_UNCOMMENTED).fetchall() == []
+
+
+def test_ciphertext_is_never_compressed_and_the_vector_leaves_the_row_last(template_dsn: str) -> None:
+    statement = (
+        "SELECT attname, attstorage::text FROM pg_attribute"
+        " WHERE attrelid = 'items'::regclass AND starts_with(attname, 'sealed_')"
+    )
+    with psycopg.connect(template_dsn) as connection:
+        assert dict(connection.execute(statement).fetchall()) == {
+            "sealed_id": "e",
+            "sealed_contents": "e",
+            "sealed_metadata": "e",
+            "sealed_vector": "m",
+        }
+
+
+def test_services_that_migrate_at_once_do_not_disturb_each_other(alembic: Alembic, empty_dsn: str) -> None:
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda _: alembic("upgrade", "head"), range(3)))
+    assert set(tables.metadata.tables) < _tables(empty_dsn)
+
+
+async def test_a_database_without_schema_is_refused_with_what_to_do(empty_dsn: str) -> None:
+    engine = create_engine(Settings(), empty_dsn)
+    with pytest.raises(errors.ConfigurationError, match="sealdex migrate"):
+        await check_database(engine)
+    await schema.upgrade(empty_dsn)
+    await check_database(engine)
+    await engine.dispose()
+
+
+async def test_a_database_that_is_not_there_is_a_configuration_error(server_dsn: str) -> None:
+    missing = sa.make_url(server_dsn).set(database="no_such_database").render_as_string(hide_password=False)
+    engine = create_engine(Settings(), missing)
+    with pytest.raises(errors.ConfigurationError, match="no_such_database"):
+        await check_database(engine)
+    with pytest.raises(errors.ConfigurationError, match="no_such_database"):
+        await schema.upgrade(missing)
+    await engine.dispose()

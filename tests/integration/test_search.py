@@ -1,0 +1,192 @@
+"""Services against a real PostgreSQL: recall, plans, concurrency."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app import errors, store
+from app.domain import Caller, IndexAccess, Item, Matrix, NewIndex, Query
+from app.services.context import ServiceContext
+from app.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+KEY = secrets.token_hex(32)
+D = 96
+N_ITEMS = 2_000
+
+
+@pytest.fixture
+async def services(settings: Settings) -> AsyncIterator[ServiceContext]:
+    async with ServiceContext.open(settings) as context:
+        yield context
+
+
+def access(name: str = "test", key: str = KEY) -> IndexAccess:
+    return IndexAccess(name, key, Caller())
+
+
+def clustered(n: int, d: int, seed: int) -> Matrix:
+    """Vectors around 50 centres, the same for every seed: nearest neighbours mean something."""
+    centres = np.random.default_rng(0).standard_normal((50, d))
+    rng = np.random.default_rng(seed)
+    return (centres[rng.integers(50, size=n)] + 0.5 * rng.standard_normal((n, d))).astype(np.float32)
+
+
+async def create(services: ServiceContext, name: str = "test", metric: str = "euclidean") -> None:
+    await services.indexes.create(NewIndex(name=name, index_key=KEY, metric=metric))
+
+
+def items(vectors: Matrix, prefix: str = "") -> list[Item]:
+    return [Item(f"{prefix}{row}", vector) for row, vector in enumerate(vectors)]
+
+
+def exact(metric: str, queries: Matrix, vectors: Matrix, k: int) -> list[set[str]]:
+    if metric == "cosine":
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+    squared = ((queries[:, None, :] - vectors[None]) ** 2).sum(axis=2)
+    return [{str(row) for row in order} for order in np.argsort(squared, axis=1)[:, :k]]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean", "squared_euclidean"])
+async def test_an_untrained_index_finds_98_of_100_nearest(services: ServiceContext, metric: str) -> None:
+    vectors, queries = clustered(N_ITEMS, D, seed=1), clustered(50, D, seed=2)
+    await create(services, metric=metric)
+    await services.vectors.upsert(access(), items(vectors))
+    found = await services.vectors.query(access(), Query(vectors=queries, top_k=10))
+    truth = exact(metric, queries, vectors, 10)
+    recall = np.mean([len({m.id for m in matches} & true) / 10 for matches, true in zip(found, truth, strict=True)])
+    assert recall >= 0.98
+
+
+async def test_batch_and_single_queries_agree(services: ServiceContext) -> None:
+    vectors, queries = clustered(500, D, seed=3), clustered(7, D, seed=4)
+    await create(services)
+    await services.vectors.upsert(access(), items(vectors))
+    wanted = frozenset({"distance"})
+    together = await services.vectors.query(access(), Query(vectors=queries, top_k=5, include=wanted))
+    alone = [
+        (await services.vectors.query(access(), Query(vectors=query[None], top_k=5, include=wanted)))[0]
+        for query in queries
+    ]
+    assert together == alone
+
+
+async def test_the_candidate_query_uses_the_ivfflat_index(services: ServiceContext, engine: AsyncEngine) -> None:
+    await create(services)
+    await services.vectors.upsert(access(), items(clustered(50, D, seed=5)))
+    async with engine.connect() as connection:
+        index = await store.indexes.by_name(connection, "test")
+        assert index is not None
+        plan = await store.items.explain_nearest(connection, index, bytes(index.sketch_bits or 0), pool=10, n_probes=1)
+    assert store.tables.ivf_name(index.id, 1) in plan
+    assert "Seq Scan" not in plan
+
+
+async def test_concurrent_upserts_of_the_same_ids_end_in_one_of_the_states(services: ServiceContext) -> None:
+    await create(services)
+    states = [np.full((300, 4), n, np.float32) for n in range(1, 7)]
+    batches = [items(state)[:: (-1) ** n] for n, state in enumerate(states)]
+    await asyncio.gather(*(services.vectors.upsert(access(), batch) for batch in batches))
+    stored = await services.vectors.get(access(), [str(row) for row in range(300)], frozenset({"vector"}))
+    assert len({item.vector.tobytes() for item in stored if item.vector is not None}) == 1
+    assert await services.vectors.count(access()) == 300
+
+
+async def test_concurrent_first_upserts_of_two_dimensions_give_one_400(services: ServiceContext) -> None:
+    await create(services)
+    outcomes = await asyncio.gather(
+        *(services.vectors.upsert(access(), items(clustered(20, d, seed=d), f"{d}-")) for d in (8, 16)),
+        return_exceptions=True,
+    )
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["InvalidInput", "UpsertOutcome"]
+    assert await services.vectors.count(access()) == 20
+
+
+async def test_concurrent_upserts_deletes_and_counts_agree(services: ServiceContext) -> None:
+    await create(services)
+    vectors = clustered(400, 8, seed=6)
+    await services.vectors.upsert(access(), items(vectors))
+    await asyncio.gather(
+        *(services.vectors.upsert(access(), items(vectors[:200])) for _ in range(4)),
+        *(services.vectors.delete(access(), [str(row) for row in range(199, 99, -1)]) for _ in range(4)),
+    )
+    ids = await services.vectors.ids(access())
+    assert await services.vectors.count(access()) == len(ids) == len(set(ids))
+
+
+async def test_a_failed_upsert_leaves_nothing(services: ServiceContext) -> None:
+    await create(services)
+    vectors = clustered(10, 8, seed=7)
+    bad = vectors.copy()
+    bad[9, 3] = np.nan
+    with pytest.raises(errors.InvalidInput, match="Item 9"):
+        await services.vectors.upsert(access(), items(bad))
+    assert (await services.indexes.describe(access())).dimension == 0
+    assert await services.vectors.count(access()) == 0
+
+
+async def test_an_index_is_dropped_while_others_are_read_and_written(
+    services: ServiceContext, engine: AsyncEngine
+) -> None:
+    await create(services)
+    await create(services, "other")
+    await services.vectors.upsert(access(), items(clustered(10, 8, seed=8)))
+    async with engine.connect() as reader:
+        # A dump reads the partitioned table for a long time; it holds up neither creation nor upserts nor queries.
+        await reader.execute(sa.text("SELECT count(*) FROM items"))
+        await asyncio.wait_for(create(services, "third"), 10)
+        await asyncio.wait_for(services.vectors.upsert(access(), items(clustered(10, 8, seed=9))), 10)
+        await asyncio.wait_for(services.indexes.delete(access("other")), 10)
+        await asyncio.sleep(0.3)
+        await asyncio.wait_for(services.vectors.upsert(access(), items(clustered(10, 8, seed=9))), 10)
+        assert await asyncio.wait_for(services.vectors.query(access(), Query(vectors=np.ones((1, 8), "f4"))), 10)
+        assert await services.indexes.names(Caller()) == ["test", "third"]
+    assert await n_partitions(engine, 2) == 2
+
+
+async def n_partitions(engine: AsyncEngine, expected: int) -> int:
+    """Count the partitions, giving those of deleted indexes a moment to go."""
+    count = -1
+    for _ in range(100):
+        async with engine.connect() as connection:
+            statement = sa.text("SELECT count(*) FROM pg_class WHERE relname ~ '^items_[0-9a-f]{32}$'")
+            count = (await connection.execute(statement)).scalar_one()
+        if count == expected:
+            break
+        await asyncio.sleep(0.1)
+    return count
+
+
+async def test_another_worker_sees_a_deleted_and_recreated_index(services: ServiceContext, settings: Settings) -> None:
+    await create(services)
+    await services.vectors.upsert(access(), items(clustered(10, 8, seed=10)))
+    async with ServiceContext.open(settings) as other:
+        assert await other.vectors.count(access()) == 10
+        await services.indexes.delete(access())
+        with pytest.raises(errors.NotFound):
+            await other.vectors.query(access(), Query(vectors=np.ones((1, 8), "f4")))
+        new_key = secrets.token_hex(32)
+        await services.indexes.create(NewIndex(name="test", index_key=new_key))
+        assert await other.vectors.count(access(key=new_key)) == 0
+        with pytest.raises(errors.KeyRejected):
+            await other.vectors.count(access())
+
+
+async def test_a_changed_value_is_reported_and_never_skipped(services: ServiceContext, engine: AsyncEngine) -> None:
+    await create(services)
+    await services.vectors.upsert(access(), items(clustered(5, 8, seed=11)))
+    async with engine.begin() as connection:
+        await connection.execute(
+            sa.text("UPDATE items SET sealed_vector = set_byte(sealed_vector, 20, get_byte(sealed_vector, 20) # 1)")
+        )
+    with pytest.raises(errors.DataCorrupted):
+        await services.vectors.query(access(), Query(vectors=np.ones((1, 8), "f4")))
+    with pytest.raises(errors.DataCorrupted):
+        await services.vectors.get(access(), ["0"], frozenset({"vector"}))

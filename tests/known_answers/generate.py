@@ -1,0 +1,237 @@
+"""Writes the JSON vectors beside this file: `python tests/known_answers/generate.py`.
+
+A second implementation of `app/crypto/README.md`, as plain as possible: HKDF from HMAC, counter mode block by block,
+dense Hadamard matrices, float64, one vector at a time. It imports nothing of the service. The vectors are frozen: a
+change of a stored format adds cases under its new version and leaves these alone.
+"""
+
+import hmac
+import json
+import math
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from numpy.typing import NDArray
+
+HERE = Path(__file__).parent
+PREFIX = b"sealdex/v1/"
+INDEX_ID = UUID("3f0a8c5e-7d21-4b96-8e4f-d1c2b3a49587")
+KEK = bytes(range(32))
+DEK = bytes(range(100, 132))
+NONCE = bytes(range(200, 212))
+SHARDED = ("contents", "metadata", "vector", "id-seal", "encoder")
+PLAIN = ("id-blind", "tokens", "sketch")
+
+
+def hkdf_extract(salt: bytes, key_material: bytes) -> bytes:
+    return hmac.digest(salt, key_material, "sha256")
+
+
+def hkdf_expand(key: bytes, label: str, n_bytes: int) -> bytes:
+    output, block = b"", b""
+    for number in range(1, -(-n_bytes // 32) + 1):
+        block = hmac.digest(key, block + PREFIX + label.encode() + bytes([number]), "sha256")
+        output += block
+    return output[:n_bytes]
+
+
+def aes_block(key: bytes, block: bytes) -> bytes:
+    return Cipher(algorithms.AES(key), modes.ECB()).encryptor().update(block)  # noqa: S305
+
+
+def counter_mode(key: bytes, seed: bytes, n_bytes: int) -> bytes:
+    width = 16 - len(seed)
+    blocks = [aes_block(key, seed + number.to_bytes(width, "big")) for number in range(-(-n_bytes // 16))]
+    return b"".join(blocks)[:n_bytes]
+
+
+def hadamard(order: int) -> NDArray[np.float64]:
+    matrix: NDArray[np.float64] = np.ones((1, 1))
+    while len(matrix) < order:
+        matrix = np.asarray(np.block([[matrix, matrix], [matrix, -matrix]]), np.float64)
+    return matrix
+
+
+def bits_of(data: bytes) -> list[int]:
+    return [byte >> 7 - place & 1 for byte in data for place in range(8)]
+
+
+def pack(bits: list[int]) -> bytes:
+    return bytes(sum(bits[start + place] << 7 - place for place in range(8)) for start in range(0, len(bits), 8))
+
+
+def keys_case() -> dict[str, Any]:
+    pseudorandom_key = hkdf_extract(INDEX_ID.bytes, DEK)
+    wrapped = b"\x01" + NONCE + AESGCM(KEK).encrypt(NONCE, DEK, PREFIX + b"dek" + INDEX_ID.bytes)
+    return {
+        "index_id": str(INDEX_ID),
+        "kek": KEK.hex(),
+        "dek": DEK.hex(),
+        "wrap_aad": (PREFIX + b"dek" + INDEX_ID.bytes).hex(),
+        "wrapped": wrapped.hex(),
+        "pseudorandom_key": pseudorandom_key.hex(),
+        "keys": {label: hkdf_expand(pseudorandom_key, label, 32).hex() for label in PLAIN},
+        "first_and_last_sub_key": {
+            label: [material[:32].hex(), material[-32:].hex()]
+            for label in SHARDED
+            for material in [hkdf_expand(pseudorandom_key, label, 64 * 32)]
+        },
+    }
+
+
+def sealed_case(label: str, item_key: bytes, plaintext: bytes) -> dict[str, Any]:
+    material = hkdf_expand(hkdf_extract(INDEX_ID.bytes, DEK), label, 64 * 32)
+    shard = item_key[0] % 64
+    sub_key = material[32 * shard : 32 * shard + 32]
+    aad = INDEX_ID.bytes + item_key + label.encode()
+    return {
+        "label": label,
+        "item_key": item_key.hex(),
+        "shard": shard,
+        "sub_key": sub_key.hex(),
+        "aad": aad.hex(),
+        "plaintext": plaintext.hex(),
+        "sealed": (b"\x01" + NONCE + AESGCM(sub_key).encrypt(NONCE, plaintext, aad)).hex(),
+    }
+
+
+def tokens_cases() -> list[dict[str, str]]:
+    blind_key = hkdf_expand(hkdf_extract(INDEX_ID.bytes, DEK), "id-blind", 32)
+    return [
+        {"id": text, "item_key": hmac.digest(blind_key, text.encode(), "sha256")[:16].hex()}
+        for text in ("", "a", "item_1", "naïve · 日本語", "x" * 1000)
+    ]
+
+
+def example_vector(dimension: int, step: int) -> list[float]:
+    """Exact in float32, and on every platform."""
+    return [((number * step) % 1009 - 504) / 512 for number in range(1, dimension + 1)]
+
+
+def lift(metric: str, vector: list[float], mean: list[float], scale: float) -> NDArray[np.float64]:
+    x = np.array(vector)
+    if metric == "cosine":
+        lifted = x / math.sqrt(float(np.sum(x * x))) - np.array(mean)
+    else:
+        lifted = np.append((x - np.array(mean)) / scale, 1.0)
+    unit: NDArray[np.float64] = lifted / math.sqrt(float(np.sum(lifted * lifted)))
+    return unit
+
+
+def sketch_case(
+    metric: str, dimension: int, bits: int, mean: list[float], scale: float, step: int = 7919
+) -> dict[str, Any]:
+    """Numbers of `rotated` are those of a true rotation; a case has none near zero, where platforms may differ."""
+    sketch_key = hkdf_expand(hkdf_extract(INDEX_ID.bytes, DEK), "sketch", 32)
+    rotation_key = hkdf_expand(sketch_key, "sketch/rotation", 32)
+    seed_key = hkdf_expand(sketch_key, "sketch/flip-seed", 32)
+    coin_key = hkdf_expand(sketch_key, "sketch/flip-coins", 32)
+    vector = example_vector(dimension, step)
+    lifted = lift(metric, vector, mean, scale)
+    size = max(256, 2 ** math.ceil(math.log2(len(lifted))))
+    n_blocks = -(-bits // size)
+    stream = counter_mode(rotation_key, b"", n_blocks * (3 * size // 8 + 2 * 8 * size))
+    rotated: list[float] = []
+    all_signs: list[list[int]] = []
+    all_permutations: list[list[int]] = []
+    for block in range(n_blocks):
+        part = stream[block * (3 * size // 8 + 16 * size) :]
+        flips = bits_of(part[: 3 * size // 8])
+        words = [int.from_bytes(part[start : start + 8], "little") for start in range(3 * size // 8, len(part), 8)]
+        x = np.zeros(size)
+        x[: len(lifted)] = lifted
+        for number in range(3):
+            if number:
+                own = words[(number - 1) * size : number * size]
+                permutation = sorted(range(size), key=own.__getitem__)
+                x = np.array([x[place] for place in permutation])
+                all_permutations.append(permutation)
+            signs = [1 - 2 * flip for flip in flips[number * size : (number + 1) * size]]
+            all_signs.append(signs)
+            x = hadamard(size) @ (np.array(signs) * x) / math.sqrt(size)
+        rotated += [float(value) for value in x]
+    smallest = min(abs(value) for value in rotated[:bits])
+    if smallest < 1e-5:
+        return sketch_case(metric, dimension, bits, mean, scale, step + 1)
+    signs_of = [int(value >= 0) for value in rotated[:bits]]
+    item_key = bytes(range(16))
+    noise = 0.1
+    seed = hmac.digest(seed_key, item_key + np.array(vector, "<f4").tobytes(), "sha256")[:12]
+    coin_bytes = counter_mode(coin_key, seed, 2 * bits)
+    coins = [int.from_bytes(coin_bytes[start : start + 2], "little") for start in range(0, 2 * bits, 2)]
+    flips = [int(coin < round(noise * 65536)) for coin in coins]
+    return {
+        "metric": metric,
+        "dimension": dimension,
+        "bits": bits,
+        "noise": noise,
+        "mean": mean,
+        "scale": scale,
+        "vector": vector,
+        "sketch_key": sketch_key.hex(),
+        "rotation_key": rotation_key.hex(),
+        "seed_key": seed_key.hex(),
+        "coin_key": coin_key.hex(),
+        "size": size,
+        "n_blocks": n_blocks,
+        "signs_prefix": [signs[:16] for signs in all_signs],
+        "permutations_prefix": [permutation[:8] for permutation in all_permutations],
+        "lifted_prefix": [float(value) for value in lifted[:8]],
+        "rotated_prefix": rotated[:16],
+        "rotated_last": rotated[bits - 1],
+        "query_sketch": pack(signs_of).hex(),
+        "item_key": item_key.hex(),
+        "seed": seed.hex(),
+        "coins_prefix": coins[:16],
+        "item_sketch": pack([sign ^ flip for sign, flip in zip(signs_of, flips, strict=True)]).hex(),
+    }
+
+
+def parameters_case() -> dict[str, Any]:
+    mean, scale, version = [0.5, -0.25, 3.0], 1.75, 7
+    data = (
+        b"\x01"
+        + version.to_bytes(4, "little")
+        + len(mean).to_bytes(4, "little")
+        + np.float64(scale).astype("<f8").tobytes()
+        + np.array(mean, "<f4").tobytes()
+    )
+    return {"version": version, "mean": mean, "scale": scale, "bytes": data.hex()}
+
+
+def write(name: str, value: object) -> None:
+    (HERE / name).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    item_key = bytes.fromhex(tokens_cases()[2]["item_key"])
+    row = np.array([1.0, -2.5, 0.15625], "<f4")
+    write("keys.json", keys_case())
+    write(
+        "aead.json",
+        [
+            sealed_case("contents", item_key, b"The quick brown fox"),
+            sealed_case("metadata", item_key, b"{}"),
+            sealed_case("vector", bytes([0xFF]) * 16, row.tobytes()),
+            sealed_case("id-seal", item_key, b"item_1"),
+            sealed_case("encoder", bytes(16), b""),
+        ],
+    )
+    write("tokens.json", tokens_cases())
+    write("encoder.json", parameters_case())
+    write(
+        "sketch.json",
+        [
+            sketch_case("cosine", 6, 512, [0.125, 0.0, -0.25, 0.0, 0.0625, 0.5], 1.0),
+            sketch_case("euclidean", 256, 576, [0.25] * 256, 12.5),
+            sketch_case("squared_euclidean", 3, 512, [0.0] * 3, 1.0),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The frozen vectors, step by step. `generate.py` is the second implementation that wrote them."""
+
+import json
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import pytest
+
+from app.crypto import aead, hkdf, keys, tokens
+from app.crypto.flips import Flips
+from app.crypto.rotation import N_ROUNDS, Rotation
+from app.crypto.sketch import Encoder, EncoderParameters
+from app.domain import Matrix, Metric
+
+
+def read(name: str) -> Any:
+    return json.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+
+
+KEYS = read("keys.json")
+INDEX_ID = UUID(KEYS["index_id"])
+SEALERS = {
+    "contents": "contents",
+    "metadata": "metadata",
+    "vector": "vectors",
+    "id-seal": "ids",
+    "encoder": "parameters",
+}
+SKETCHES = read("sketch.json")
+
+
+@pytest.fixture
+def index_keys() -> keys.IndexKeys:
+    return keys.IndexKeys.derive(bytes.fromhex(KEYS["dek"]), INDEX_ID)
+
+
+def test_wrapped_dek_opens() -> None:
+    unwrapped = keys.unwrap_dek(bytes.fromhex(KEYS["kek"]), bytes.fromhex(KEYS["wrapped"]), INDEX_ID)
+    assert unwrapped.hex() == KEYS["dek"]
+
+
+def test_pseudorandom_key_is_as_frozen() -> None:
+    assert hkdf.extract(INDEX_ID.bytes, bytes.fromhex(KEYS["dek"])).hex() == KEYS["pseudorandom_key"]
+
+
+def test_derived_keys_are_as_frozen(index_keys: keys.IndexKeys) -> None:
+    derived = {
+        "id-blind": index_keys.blind_key.hex(),
+        "tokens": index_keys.token_key.hex(),
+        "sketch": index_keys.sketch_key.hex(),
+    }
+    assert derived == KEYS["keys"]
+
+
+@pytest.mark.parametrize("label", KEYS["first_and_last_sub_key"])
+def test_sub_keys_are_as_frozen(label: str) -> None:
+    material = hkdf.expand(bytes.fromhex(KEYS["pseudorandom_key"]), label, aead.KEY_MATERIAL_BYTES)
+    assert [material[:32].hex(), material[-32:].hex()] == KEYS["first_and_last_sub_key"][label]
+
+
+@pytest.mark.parametrize("case", read("aead.json"), ids=lambda case: case["label"])
+def test_sealed_value_opens(index_keys: keys.IndexKeys, case: dict[str, str]) -> None:
+    sealer: aead.Sealer = getattr(index_keys, SEALERS[case["label"]])
+    assert sealer.open(bytes.fromhex(case["item_key"]), bytes.fromhex(case["sealed"])).hex() == case["plaintext"]
+
+
+def test_sealed_vector_opens_as_a_row(index_keys: keys.IndexKeys) -> None:
+    case = next(case for case in read("aead.json") if case["label"] == "vector")
+    rows = index_keys.vectors.open_rows(
+        [bytes.fromhex(case["item_key"])], [bytes.fromhex(case["sealed"])], np.dtype(np.float32), 3
+    )
+    assert rows.tolist() == [[1.0, -2.5, 0.15625]]
+
+
+@pytest.mark.parametrize("case", read("tokens.json"), ids=lambda case: case["id"][:10])
+def test_item_key_is_as_frozen(index_keys: keys.IndexKeys, case: dict[str, str]) -> None:
+    assert tokens.item_key(index_keys.blind_key, case["id"]).hex() == case["item_key"]
+
+
+def test_encoder_parameters_are_as_frozen() -> None:
+    case = read("encoder.json")
+    parameters = EncoderParameters(case["version"], np.array(case["mean"], np.float32), case["scale"])
+    assert parameters.to_bytes().hex() == case["bytes"]
+    assert EncoderParameters.from_bytes(bytes.fromhex(case["bytes"])).to_bytes().hex() == case["bytes"]
+
+
+def encoder_of(case: dict[str, Any]) -> Encoder:
+    parameters = EncoderParameters(1, np.array(case["mean"], np.float32), case["scale"])
+    return Encoder(
+        bytes.fromhex(case["sketch_key"]),
+        case["dimension"],
+        Metric(case["metric"]),
+        case["bits"],
+        case["noise"],
+        parameters,
+    )
+
+
+def vectors_of(case: dict[str, Any]) -> Matrix:
+    return np.array([case["vector"]], np.float32)
+
+
+@pytest.mark.parametrize("case", SKETCHES, ids=lambda case: case["metric"])
+def test_rotation_is_as_frozen(case: dict[str, Any]) -> None:
+    lifted_dimension = case["dimension"] + (case["metric"] != "cosine")
+    key = hkdf.expand(bytes.fromhex(case["sketch_key"]), "sketch/rotation")
+    rotation = Rotation.derive(key, lifted_dimension, case["bits"])
+    n_blocks, size = case["n_blocks"], case["size"]
+    assert key.hex() == case["rotation_key"]
+    assert rotation.size == size
+    assert rotation.signs.swapaxes(0, 1).reshape(-1, size)[:, :16].tolist() == case["signs_prefix"]
+    permutations = rotation.permutations.reshape(N_ROUNDS - 1, n_blocks, size) - size * np.arange(n_blocks)[:, None]
+    assert permutations.swapaxes(0, 1).reshape(-1, size)[:, :8].tolist() == case["permutations_prefix"]
+
+
+@pytest.mark.parametrize("case", SKETCHES, ids=lambda case: case["metric"])
+def test_rotated_numbers_are_as_frozen(case: dict[str, Any]) -> None:
+    encoder = encoder_of(case)
+    lifted = encoder._lift(vectors_of(case))
+    assert lifted[0, :8] == pytest.approx(case["lifted_prefix"], abs=1e-6)
+    rotation = encoder._rotation
+    columns = np.zeros((rotation.size, 1), np.float32)
+    columns[: lifted.shape[1]] = lifted.T
+    rotated = rotation.rotate(columns)[:, 0] / rotation.size**1.5
+    assert rotated[:16] == pytest.approx(case["rotated_prefix"], abs=1e-6)
+    assert rotated[case["bits"] - 1] == pytest.approx(case["rotated_last"], abs=1e-6)
+
+
+@pytest.mark.parametrize("case", SKETCHES, ids=lambda case: case["metric"])
+def test_coins_are_as_frozen(case: dict[str, Any]) -> None:
+    flips = Flips.derive(bytes.fromhex(case["sketch_key"]), case["bits"], case["noise"])
+    seeds = flips.seeds(vectors_of(case), [bytes.fromhex(case["item_key"])])
+    assert seeds.tobytes().hex() == case["seed"]
+    assert flips.coins(seeds)[0, :16].tolist() == case["coins_prefix"]
+
+
+@pytest.mark.parametrize("case", SKETCHES, ids=lambda case: case["metric"])
+def test_sketches_are_as_frozen(case: dict[str, Any]) -> None:
+    encoder, vectors = encoder_of(case), vectors_of(case)
+    assert encoder.encode_queries(vectors).tobytes().hex() == case["query_sketch"]
+    assert encoder.encode_items(vectors, [bytes.fromhex(case["item_key"])]).tobytes().hex() == case["item_sketch"]
