@@ -156,7 +156,8 @@ def _database(settings: Settings) -> Iterator[tuple[str, str]]:
         asyncio.run(_check(settings, settings.database_url))
         yield settings.database_url, "PostgreSQL at DATABASE_URL"
         return
-    n_connections = _n_workers(settings) * settings.pool_size + _SPARE_CONNECTIONS
+    # Each worker has two pools: one for searches, one for the rest.
+    n_connections = 2 * _n_workers(settings) * settings.pool_size + _SPARE_CONNECTIONS
     with EmbeddedPostgres(settings.data_dir, max_connections=max(n_connections, _MIN_CONNECTIONS)) as server:
         asyncio.run(schema.upgrade(server.dsn))
         yield server.dsn, f"embedded PostgreSQL in {server.data_dir}"

@@ -15,6 +15,9 @@ Matrix: TypeAlias = NDArray[np.float32]
 # Packed bits, eight to a byte, most significant first, one row a vector: what PostgreSQL stores in a bit string.
 Sketches: TypeAlias = NDArray[np.uint8]
 Metadata: TypeAlias = Mapping[str, Any]
+# A row of the approximate scan, not yet opened: item key, sealed id, sealed vector. A tuple, since there are
+# hundreds in every query.
+Candidate: TypeAlias = tuple[bytes, bytes, bytes]
 
 MAX_DIMENSION = 65_535
 
@@ -117,15 +120,6 @@ class SealedItem:
     sealed_vector: bytes
     sealed_contents: bytes | None
     sealed_metadata: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A row of the approximate scan, not yet opened."""
-
-    item_key: bytes
-    sealed_id: bytes
-    sealed_vector: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,10 @@ from typing import Self
 from app.errors import ConfigurationError
 from app.services.indexes import IndexService
 from app.services.opener import IndexOpener
+from app.services.search import Searcher
 from app.services.vectors import VectorService
 from app.settings import Settings
-from app.store.engine import check_database, create_engine
+from app.store.engine import check_database, create_engine, create_scan_engine
 
 _EXPIRY_INTERVAL_S = 5.0
 
@@ -34,6 +35,8 @@ class ServiceContext:
         if settings.database_url is None:
             raise ConfigurationError("DATABASE_URL is not set")
         engine = create_engine(settings, settings.database_url)
+        scan_engine = create_scan_engine(settings, settings.database_url)
+        searcher = Searcher(scan_engine, settings.pool_size)
         opener = IndexOpener(engine, settings)
         try:
             await check_database(engine)
@@ -41,12 +44,14 @@ class ServiceContext:
             indexes.sweep()
             expiry = asyncio.create_task(_expire_keys(opener))
             try:
-                yield cls(settings, indexes, VectorService(engine, opener, settings))
+                yield cls(settings, indexes, VectorService(engine, searcher, opener, settings))
             finally:
                 expiry.cancel()
                 await asyncio.gather(expiry, return_exceptions=True)
                 await indexes.close()
         finally:
+            searcher.close()
+            scan_engine.dispose()
             await engine.dispose()
 
 

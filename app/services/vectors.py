@@ -2,67 +2,39 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app import errors, search, store
+from app import errors, store
 from app.crypto import aead, keys, sketch, tokens
 from app.domain import (
-    Candidate,
     Index,
     IndexAccess,
     Item,
     Match,
     Matrix,
-    Metadata,
     Query,
     StoredItem,
     UpsertOutcome,
-    Vector,
 )
 from app.services import batch as batches
 from app.services.opener import IndexOpener, OpenIndex, encoder_for
+from app.services.search import Scan, Searcher, open_metadata
 from app.settings import Settings
 
 _DEFAULT_RERANK_MULT = 10
 _MAX_INT32 = 2**31 - 1
 # So many candidates make small indexes exact and cost little.
 _MIN_POOL = 200
-# Queries of a batch go to the database so many candidates at a time, which bounds the memory of a batch.
-_CANDIDATES_AT_A_TIME = 20_000
-# Opening and reranking less than this takes about a millisecond, which is not worth a thread.
-_INLINE_BYTES = 1_500_000
-
-_decode_metadata = msgspec.json.Decoder(dict).decode
-
-
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """What the approximate scan of a query is asked for."""
-
-    top_k: int
-    pool: int
-    n_probes: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A candidate that made it, opened."""
-
-    item_key: bytes
-    id: str
-    distance: float
-    vector: Vector
 
 
 class VectorService:
     """What can be done to the items of an index."""
 
-    def __init__(self, engine: AsyncEngine, opener: IndexOpener, settings: Settings) -> None:
+    def __init__(self, engine: AsyncEngine, searcher: Searcher, opener: IndexOpener, settings: Settings) -> None:
         self._engine = engine
+        self._searcher = searcher
         self._opener = opener
         self._settings = settings
 
@@ -98,8 +70,7 @@ class VectorService:
                 async with self._engine.connect() as connection:
                     await store.indexes.check_revision(connection, opened.index)
                 return [[] for _ in vectors]
-            found = await self._search(opened, opened.encoder, vectors, scan)
-            return await self._fill_in(opened, found, query.include)
+            return await self._searcher.search(opened, opened.encoder, vectors, scan, query.include)
 
         return await self._opener.with_index(access, search_index)
 
@@ -115,56 +86,6 @@ class VectorService:
         n_probes = _at_least(0, query.n_probes, "n_probes")
         pool = max(_MIN_POOL, top_k * (rerank_mult or (_DEFAULT_RERANK_MULT if query.rerank_mult is None else 1)))
         return Scan(top_k, pool, min(n_probes or index.n_lists, index.n_lists))
-
-    async def _search(
-        self, opened: OpenIndex, encoder: sketch.Encoder, vectors: Matrix, scan: Scan
-    ) -> list[list[_Found]]:
-        sketches = [row.tobytes() for row in encoder.encode_queries(vectors)]
-        at_a_time = max(1, _CANDIDATES_AT_A_TIME // scan.pool)
-        found: list[list[_Found]] = []
-        for start in range(0, len(sketches), at_a_time):
-            async with self._engine.connect() as connection:
-                candidates = await store.items.nearest(
-                    connection,
-                    opened.index,
-                    sketches[start : start + at_a_time],
-                    pool=scan.pool,
-                    n_probes=scan.n_probes,
-                )
-            part = vectors[start : start + at_a_time]
-            n_bytes = sum(map(len, candidates)) * vectors.shape[1] * vectors.itemsize
-            if n_bytes <= _INLINE_BYTES:
-                found += _rerank(opened, part, candidates, scan.top_k)
-            else:
-                found += await asyncio.to_thread(_rerank, opened, part, candidates, scan.top_k)
-        return found
-
-    async def _fill_in(
-        self, opened: OpenIndex, found: list[list[_Found]], include: frozenset[str]
-    ) -> list[list[Match]]:
-        """Return what was found with the fields that `include` names."""
-        metadata: dict[bytes, Metadata] = {}
-        if "metadata" in include:
-            metadata = await self._metadata(opened, [one.item_key for matches in found for one in matches])
-        return [
-            [
-                Match(
-                    one.id,
-                    one.distance if "distance" in include else None,
-                    metadata[one.item_key] if "metadata" in include else None,
-                    one.vector if "vector" in include else None,
-                )
-                # An item that was deleted since it was found is gone from the answer, too.
-                for one in matches
-                if "metadata" not in include or one.item_key in metadata
-            ]
-            for matches in found
-        ]
-
-    async def _metadata(self, opened: OpenIndex, item_keys: list[bytes]) -> dict[bytes, Metadata]:
-        async with self._engine.connect() as connection:
-            rows = await store.items.by_keys(connection, opened.index, item_keys, frozenset({"metadata"}))
-        return {key: _open_metadata(opened.keys, row) or {} for key, row in rows.items()}
 
     async def get(self, access: IndexAccess, ids: Sequence[str], include: frozenset[str]) -> list[StoredItem]:
         """Return the stored items among `ids`, in the order asked for and as often."""
@@ -263,37 +184,6 @@ def _at_least(minimum: int, value: int | None, name: str) -> int:
     return value
 
 
-def _rerank(
-    opened: OpenIndex, queries: Matrix, candidates: Sequence[Sequence[Candidate]], top_k: int
-) -> list[list[_Found]]:
-    """Return the `top_k` best candidates of each query by exact distance; each candidate is opened once."""
-    index = opened.index
-    different = {candidate.item_key: candidate for found in candidates for candidate in found}
-    rows = {item_key: row for row, item_key in enumerate(different)}
-    vectors = opened.keys.vectors.open_rows(
-        list(different),
-        [candidate.sealed_vector for candidate in different.values()],
-        batches.VECTOR_DTYPES[index.storage_precision],
-        queries.shape[1],
-    ).astype(np.float32, copy=False)
-    answer = []
-    for query, found in zip(queries, candidates, strict=True):
-        own = vectors if len(queries) == 1 else vectors[[rows[one.item_key] for one in found]]
-        order, distances = search.rerank.nearest(index.metric, query, own, top_k)
-        answer.append(
-            [
-                _Found(
-                    found[row].item_key,
-                    opened.keys.ids.open(found[row].item_key, found[row].sealed_id).decode(),
-                    distance,
-                    own[row],
-                )
-                for row, distance in zip(order.tolist(), distances.tolist(), strict=True)
-            ]
-        )
-    return answer
-
-
 def _open_item(opened: OpenIndex, item_id: str, row: store.items.SealedFields, include: frozenset[str]) -> StoredItem:
     vector = contents = metadata = None
     if "vector" in include and row.sealed_vector is not None:
@@ -304,14 +194,8 @@ def _open_item(opened: OpenIndex, item_id: str, row: store.items.SealedFields, i
         sealed = row.sealed_contents
         contents = "" if sealed is None else opened.keys.contents.open(row.item_key, sealed).decode()
     if "metadata" in include:
-        metadata = _open_metadata(opened.keys, row) or {}
+        metadata = open_metadata(opened, row.item_key, row.sealed_metadata)
     return StoredItem(item_id, vector, contents, metadata)
-
-
-def _open_metadata(index_keys: keys.IndexKeys, row: store.items.SealedFields) -> Metadata | None:
-    if row.sealed_metadata is None:
-        return None
-    return _decode_metadata(index_keys.metadata.open(row.item_key, row.sealed_metadata))
 
 
 def _open_ids(index_keys: keys.IndexKeys, rows: Sequence[tuple[bytes, bytes]]) -> list[str]:

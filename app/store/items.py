@@ -8,24 +8,14 @@ every statement all the same, so that they also hold where `items` is distribute
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
-from psycopg import errors as pg
 from psycopg.rows import class_row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import Candidate, Index, SealedItem
+from app.domain import Index, SealedItem
 from app.store.engine import VarBit, driver
-from app.store.indexes import StaleIndex
-from app.store.partitions import in_generation, sketch_expression
 from app.store.tables import partition_name, sketch_column
 
 _ID_CHUNK = 10_000
-
-# SET takes no parameters; with is_local the settings end with the transaction. Forbidden to sort, the planner
-# uses the ivfflat index whatever its statistics say, for no other path has this order.
-_SCAN_SETTINGS = (
-    "SELECT set_config('ivfflat.probes', %s, true), set_config('enable_sort', 'off', true),"
-    " set_config('ivfflat.iterative_scan', 'relaxed_order', true)"
-)
 
 
 class Written(NamedTuple):
@@ -91,64 +81,6 @@ async def upsert(connection: AsyncConnection, index: Index, rows: Sequence[Seale
                 (index.id,),
             )
             return Written(*_one(await cursor.fetchone()))
-
-
-async def nearest(
-    connection: AsyncConnection, index: Index, sketches: Sequence[bytes], *, pool: int, n_probes: int
-) -> list[list[Candidate]]:
-    """Return for each sketch (m bits) the `pool` items whose sketches differ from it in the fewest bits.
-
-    The scan is approximate: it reads `n_probes` of the index's IVF lists, and more only as long as it has
-    not found `pool` items. It is exact when it reads all lists. One round trip.
-    Raises `StaleIndex` when `index` is no longer the row as it is now.
-    """
-    async with driver(connection) as raw:
-        statement, parameters = _nearest_statement(index, sketches, pool)
-        try:
-            async with raw.pipeline():
-                await raw.execute(_SCAN_SETTINGS, (str(n_probes),), prepare=True)
-                revision = await raw.execute("SELECT revision FROM indexes WHERE id = %s", (index.id,), prepare=True)
-                found = await raw.execute(statement, parameters, prepare=True, binary=True)
-                await raw.commit()
-            if await revision.fetchone() != (index.revision,):
-                raise StaleIndex
-        except pg.UndefinedTable as error:
-            raise StaleIndex from error
-        rows = await found.fetchall()
-        if len(sketches) == 1:
-            return [[Candidate(*row) for row in rows]]
-        answer: list[list[Candidate]] = [[] for _ in sketches]
-        for position, *candidate in rows:
-            answer[position - 1].append(Candidate(*candidate))
-        return answer
-
-
-async def explain_nearest(connection: AsyncConnection, index: Index, sketch: bytes, *, pool: int, n_probes: int) -> str:
-    """Return PostgreSQL's plan for `nearest`."""
-    async with driver(connection) as raw:
-        statement, parameters = _nearest_statement(index, [sketch], pool)
-        await raw.execute(_SCAN_SETTINGS, (str(n_probes),))
-        cursor = await raw.execute(f"EXPLAIN {statement}", parameters)
-        return "\n".join(row[0] for row in await cursor.fetchall())
-
-
-def _nearest_statement(index: Index, sketches: Sequence[bytes], pool: int) -> tuple[str, tuple[Any, ...]]:
-    bits = index.sketch_bits
-    assert bits is not None  # noqa: S101 - an index with items has a dimension, and so sketches
-    nearest_to = f"""
-        SELECT item_key, sealed_id, sealed_vector FROM {partition_name(index.id)}
-        WHERE index_id = %s AND {in_generation(index.generation)}
-        ORDER BY {sketch_expression(index.encoder_version, bits)} <~> {{}}::bit({bits}) LIMIT %s
-        """
-    if len(sketches) == 1:
-        return nearest_to.format("%s::varbit"), (index.id, VarBit(sketches[0]), pool)
-    # One statement for the batch: LATERAL repeats the index scan for each sketch.
-    statement = f"""
-        SELECT query.position, candidate.*
-        FROM unnest(%b::varbit[]) WITH ORDINALITY AS query (sketch, position)
-        CROSS JOIN LATERAL ({nearest_to.format("query.sketch")}) AS candidate
-        """
-    return statement, ([VarBit(sketch) for sketch in sketches], index.id, pool)
 
 
 async def by_keys(

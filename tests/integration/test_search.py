@@ -13,6 +13,7 @@ from app import errors, store
 from app.domain import Caller, IndexAccess, Item, Matrix, NewIndex, Query
 from app.services.context import ServiceContext
 from app.settings import Settings
+from app.store.engine import create_scan_engine, scan_driver
 
 pytestmark = pytest.mark.anyio
 
@@ -78,15 +79,22 @@ async def test_batch_and_single_queries_agree(services: ServiceContext) -> None:
     assert together == alone
 
 
-async def test_the_candidate_query_uses_the_ivfflat_index(services: ServiceContext, engine: AsyncEngine) -> None:
+async def test_the_candidate_query_uses_the_ivfflat_index(
+    services: ServiceContext, engine: AsyncEngine, settings: Settings
+) -> None:
     await create(services)
     await services.vectors.upsert(access(), items(clustered(50, D, seed=5)))
     async with engine.connect() as connection:
         index = await store.indexes.by_name(connection, "test")
         assert index is not None
-        plan = await store.items.explain_nearest(connection, index, bytes(index.sketch_bits or 0), pool=10, n_probes=1)
-    assert store.tables.ivf_name(index.id, 1) in plan
-    assert "Seq Scan" not in plan
+    sketch = bytes((index.sketch_bits or 0) // 8)
+    scan_engine = create_scan_engine(settings, settings.database_url or "")
+    with scan_driver(scan_engine) as raw:
+        plans = [store.candidates.explain(raw, index, [sketch] * n, pool=10) for n in (1, 2)]
+    scan_engine.dispose()
+    for plan in plans:
+        assert f"Index Scan using {store.tables.ivf_name(index.id, 1)}" in plan
+        assert "Seq Scan" not in plan
 
 
 async def test_concurrent_upserts_of_the_same_ids_end_in_one_of_the_states(services: ServiceContext) -> None:

@@ -1,0 +1,147 @@
+"""A search: sketch the queries, scan, open the candidates, compute exact distances, keep the best.
+
+It runs in a thread from end to end, so that the event loop neither waits for the arithmetic nor wakes for every
+piece of a scan's answer.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import sqlalchemy as sa
+
+from app import search, store
+from app.crypto import sketch
+from app.domain import Candidate, Match, Matrix, Metadata, Vector
+from app.services.batch import VECTOR_DTYPES
+from app.services.opener import OpenIndex
+from app.store.engine import scan_driver
+
+# Queries of a batch go to the database so many candidates at a time, which bounds the memory of a batch.
+_CANDIDATES_AT_A_TIME = 20_000
+
+_decode_metadata = msgspec.json.Decoder(dict).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What the approximate scan of a query is asked for."""
+
+    top_k: int
+    pool: int
+    n_probes: int
+
+
+class Searcher:
+    """Runs searches in threads of its own, as many as there are connections."""
+
+    def __init__(self, engine: sa.Engine, n_threads: int) -> None:
+        self._engine = engine
+        self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="search")
+
+    async def search(
+        self, opened: OpenIndex, encoder: sketch.Encoder, queries: Matrix, scan: Scan, include: frozenset[str]
+    ) -> list[list[Match]]:
+        """Return for each query (n, d) its nearest items, nearest first, with the fields of `include`."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._search, opened, encoder, queries, scan, include)
+
+    def close(self) -> None:
+        """Wait for the searches in work and let the threads go."""
+        self._threads.shutdown()
+
+    def _search(
+        self, opened: OpenIndex, encoder: sketch.Encoder, queries: Matrix, scan: Scan, include: frozenset[str]
+    ) -> list[list[Match]]:
+        sketches = [row.tobytes() for row in encoder.encode_queries(queries)]
+        at_a_time = max(1, _CANDIDATES_AT_A_TIME // scan.pool)
+        answer: list[list[Match]] = []
+        for start in range(0, len(sketches), at_a_time):
+            part = slice(start, start + at_a_time)
+            with scan_driver(self._engine) as raw:
+                candidates = store.candidates.nearest(
+                    raw, opened.index, sketches[part], pool=scan.pool, n_probes=scan.n_probes
+                )
+            found = best(opened, queries[part], candidates, scan.top_k)
+            answer += self._matches(opened, found, include)
+        return answer
+
+    def _matches(self, opened: OpenIndex, found: list[list["Winner"]], include: frozenset[str]) -> list[list[Match]]:
+        metadata: Mapping[bytes, Metadata] = {}
+        if "metadata" in include:
+            metadata = self._metadata(opened, [winner.item_key for winners in found for winner in winners])
+        return [
+            [
+                Match(
+                    winner.id,
+                    winner.distance if "distance" in include else None,
+                    metadata[winner.item_key] if "metadata" in include else None,
+                    winner.vector if "vector" in include else None,
+                )
+                # An item that was deleted since it was found is gone from the answer, too.
+                for winner in winners
+                if "metadata" not in include or winner.item_key in metadata
+            ]
+            for winners in found
+        ]
+
+    def _metadata(self, opened: OpenIndex, item_keys: list[bytes]) -> dict[bytes, Metadata]:
+        with scan_driver(self._engine) as raw:
+            sealed = store.candidates.metadata(raw, opened.index, item_keys)
+        return {item_key: open_metadata(opened, item_key, value) for item_key, value in sealed}
+
+
+@dataclass(frozen=True, slots=True)
+class Winner:
+    """A candidate that made it into the answer, opened."""
+
+    item_key: bytes
+    id: str
+    distance: float
+    vector: Vector
+
+
+def best(
+    opened: OpenIndex, queries: Matrix, candidates: Sequence[Sequence[Candidate]], top_k: int
+) -> list[list[Winner]]:
+    """Return for each query the `top_k` of its candidates with the smallest exact distances, nearest first."""
+    if len(queries) == 1:
+        return [_best_of(opened, queries[0], candidates[0], _open(opened, candidates[0]), top_k)]
+    # Queries of a batch may share candidates: each is opened once.
+    different = {candidate[0]: candidate for found in candidates for candidate in found}
+    vectors = _open(opened, list(different.values()))
+    places = {item_key: place for place, item_key in enumerate(different)}
+    return [
+        _best_of(opened, query, found, vectors[[places[candidate[0]] for candidate in found]], top_k)
+        for query, found in zip(queries, candidates, strict=True)
+    ]
+
+
+def open_metadata(opened: OpenIndex, item_key: bytes, sealed: bytes | None) -> Metadata:
+    """Return the metadata of an item; empty when it has none."""
+    return {} if sealed is None else _decode_metadata(opened.keys.metadata.open(item_key, sealed))
+
+
+def _best_of(
+    opened: OpenIndex, query: Vector, candidates: Sequence[Candidate], vectors: Matrix, top_k: int
+) -> list[Winner]:
+    order, distances = search.rerank.nearest(opened.index.metric, query, vectors, top_k)
+    winners = []
+    for row, distance in zip(order.tolist(), distances.tolist(), strict=True):
+        item_key, sealed_id, _ = candidates[row]
+        winners.append(Winner(item_key, opened.keys.ids.open(item_key, sealed_id).decode(), distance, vectors[row]))
+    return winners
+
+
+def _open(opened: OpenIndex, candidates: Sequence[Candidate]) -> Matrix:
+    """Return the vectors of `candidates` (n, d), as float32."""
+    vectors = opened.keys.vectors.open_rows(
+        [candidate[0] for candidate in candidates],
+        [candidate[2] for candidate in candidates],
+        VECTOR_DTYPES[opened.index.storage_precision],
+        opened.index.dimension or 0,
+    )
+    return vectors.astype(np.float32, copy=False)

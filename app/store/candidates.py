@@ -1,0 +1,90 @@
+"""The approximate scan: one round trip from sketches to everything that opening and reranking need.
+
+These functions block: a search runs in a thread, on a connection of `engine.create_scan_engine`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+from psycopg import errors as pg
+
+from app.domain import Candidate, Index
+from app.store.engine import VarBit
+from app.store.indexes import StaleIndex
+from app.store.partitions import in_generation, sketch_expression
+from app.store.tables import partition_name
+
+# SET takes no parameters; with is_local the settings end with the transaction. Forbidden to sort, the planner
+# uses the ivfflat index whatever its statistics say, for no other path has this order.
+_SCAN_SETTINGS = (
+    "SELECT set_config('ivfflat.probes', %s, true), set_config('enable_sort', 'off', true),"
+    " set_config('ivfflat.iterative_scan', 'relaxed_order', true)"
+)
+
+
+def nearest(
+    raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes], *, pool: int, n_probes: int
+) -> list[list[Candidate]]:
+    """Return for each sketch (m bits) the `pool` items whose sketches differ from it in the fewest bits.
+
+    The scan is approximate: it reads `n_probes` of the index's IVF lists, and more only as long as it has
+    not found `pool` items. It is exact when it reads all lists. One round trip, and one transaction, as the
+    statements of a pipeline are in autocommit.
+    Raises `StaleIndex` when `index` is no longer the row as it is now.
+    """
+    statement, parameters = _statement(index, sketches, pool)
+    try:
+        with raw.pipeline():
+            raw.execute(_SCAN_SETTINGS, (str(n_probes),), prepare=True)
+            revision = raw.execute("SELECT revision FROM indexes WHERE id = %s", (index.id,), prepare=True)
+            found = raw.execute(statement, parameters, prepare=True)
+        if revision.fetchone() != (index.revision,):
+            raise StaleIndex
+    except pg.UndefinedTable as error:
+        raise StaleIndex from error
+    if len(sketches) == 1:
+        return [found.fetchall()]
+    answer: list[list[Candidate]] = [[] for _ in sketches]
+    for position, *candidate in found:
+        answer[position - 1].append((candidate[0], candidate[1], candidate[2]))
+    return answer
+
+
+def metadata(
+    raw: psycopg.Connection[Any], index: Index, item_keys: Sequence[bytes]
+) -> list[tuple[bytes, bytes | None]]:
+    """Return item key and sealed metadata of the stored items among `item_keys`."""
+    cursor = raw.execute(
+        f"SELECT item_key, sealed_metadata FROM {partition_name(index.id)} WHERE index_id = %s AND item_key = ANY(%s)",
+        (index.id, list(item_keys)),
+        prepare=True,
+    )
+    return cursor.fetchall()
+
+
+def explain(raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes], *, pool: int) -> str:
+    """Return PostgreSQL's plan for `nearest`."""
+    statement, parameters = _statement(index, sketches, pool)
+    with raw.pipeline():
+        raw.execute(_SCAN_SETTINGS, ("1",))
+        plan = raw.execute(f"EXPLAIN {statement}", parameters)
+    return "\n".join(row[0] for row in plan)
+
+
+def _statement(index: Index, sketches: Sequence[bytes], pool: int) -> tuple[str, tuple[Any, ...]]:
+    bits = index.sketch_bits
+    nearest_to = f"""
+        SELECT item_key, sealed_id, sealed_vector FROM {partition_name(index.id)}
+        WHERE index_id = %s AND {in_generation(index.generation)}
+        ORDER BY {sketch_expression(index.encoder_version, bits or 0)} <~> {{}}::bit({bits}) LIMIT %s
+        """
+    if len(sketches) == 1:
+        return nearest_to.format("%s::varbit"), (index.id, VarBit(sketches[0]), pool)
+    # One statement for the batch: LATERAL repeats the index scan for each sketch.
+    statement = f"""
+        SELECT query.position, candidate.*
+        FROM unnest(%b::varbit[]) WITH ORDINALITY AS query (sketch, position)
+        CROSS JOIN LATERAL ({nearest_to.format("query.sketch")}) AS candidate
+        """
+    return statement, ([VarBit(sketch) for sketch in sketches], index.id, pool)
