@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from litestar import Litestar, Router
 from litestar.datastructures import State
-from litestar.di import Provide
+from litestar.di import NamedDependency, Provide
 from litestar.logging import LoggingConfig
 from litestar.types import Logger, Scope
 
@@ -15,6 +15,7 @@ from app.api.bodies import JSONStruct
 from app.api.errors import EXCEPTION_HANDLERS, UNLOGGED
 from app.api.middleware import ContractPaths, RequestLimit, add_request_id, request_id
 from app.api.openapi import openapi_route
+from app.domain import Caller
 from app.services.context import ServiceContext
 from app.services.indexes import IndexService
 from app.services.vectors import VectorService
@@ -54,14 +55,20 @@ def create_app_from_env() -> Litestar:
     return create_app(Settings.from_env())
 
 
-def provide_indexes(state: State) -> IndexService:
-    """Return the index service of this worker."""
+def provide_indexes(state: State, caller: NamedDependency[Caller]) -> IndexService:
+    """Return the index service of this worker.
+
+    It asks for the caller only to be resolved after it: the framework starts a task for each of several
+    dependencies that could be resolved at once.
+    """
+    del caller
     services: ServiceContext = state.services
     return services.indexes
 
 
-def provide_vectors(state: State) -> VectorService:
-    """Return the vector service of this worker."""
+def provide_vectors(state: State, caller: NamedDependency[Caller]) -> VectorService:
+    """Return the vector service of this worker; `caller` as in `provide_indexes`."""
+    del caller
     services: ServiceContext = state.services
     return services.vectors
 

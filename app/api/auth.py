@@ -19,8 +19,11 @@ PUBLIC = {"is_public": True}
 ROOT_ONLY = {"is_root_only": True}
 
 
-def require_api_key(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Remember the caller, or raise: `ApiKeyRejected`, or `Forbidden` on a route for the root key alone."""
+async def require_api_key(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Remember the caller, or raise: `ApiKeyRejected`, or `Forbidden` on a route for the root key alone.
+
+    `async` although it awaits nothing: the framework runs a plain function in a thread.
+    """
     if handler.opt.get("is_public"):
         return
     caller = identify(connection.headers.get(API_KEY_HEADER), connection.app.state.settings.root_key)

@@ -202,10 +202,10 @@ class DeleteRequest(IndexRequest, frozen=True, kw_only=True):
 
 def _rows(values: Sequence[float | list[float]]) -> list[list[float]]:
     """Return one vector as a list of one, and a list of vectors as it is."""
-    n_rows = sum(isinstance(value, list) for value in values)
-    if n_rows == len(values):
+    kinds = set(map(type, values))
+    if kinds <= {list}:
         return cast("list[list[float]]", list(values))
-    if n_rows:
+    if list in kinds:
         position = next(i for i, value in enumerate(values) if not isinstance(value, list))
         raise InvalidBody(BodyProblem("list_type", ("body", "query_vectors", position), "Input should be a valid list"))
     return [cast("list[float]", list(values))]
