@@ -26,7 +26,7 @@ format: $(VENV)/.installed-dev ## Rewrite the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed-dev ## Run the benchmarks; ARGS is passed to pytest
+bench: $(VENV)/.installed-dev ## Run the benchmarks; SEALDEX_BENCH_DATA names real embeddings
 	$(BIN)/python -m pytest tests/benchmarks -s $(ARGS)
 
 clean: ## Remove the virtual environment and caches; data stays

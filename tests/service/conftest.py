@@ -16,6 +16,8 @@ import httpx
 import pytest
 
 _PATIENCE_S = 60
+# A training answers when it is done.
+_ANSWER_PATIENCE_S = 600
 _JSON = dict[str, Any]
 
 
@@ -79,7 +81,10 @@ class Service:
         self.process.wait(_PATIENCE_S)
 
     def post(self, path: str, body: _JSON, **headers: str) -> httpx.Response:
-        return httpx.post(f"{self.url}/v1/{path}", json=body, headers=headers, timeout=60)
+        return httpx.post(f"{self.url}/v1/{path}", json=body, headers=headers, timeout=_ANSWER_PATIENCE_S)
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        return httpx.get(f"{self.url}/v1/{path}", headers=headers, timeout=_ANSWER_PATIENCE_S)
 
 
 def new_service(data_dir: Path, **environment: str) -> Service:
