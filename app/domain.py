@@ -111,6 +111,24 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedVectors:
+    """Vectors of one dimension as they came: base64 of row-major little-endian float32, not yet checked."""
+
+    base64: str = field(repr=False)
+    dimension: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackedItems:
+    """Items whose vectors came packed; `contents` and `metadata` are parallel to `ids`, or shorter, or longer."""
+
+    ids: Sequence[str]
+    vectors: PackedVectors
+    contents: Sequence[str | None] = ()
+    metadata: Sequence[Metadata | None] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SealedItem:
     """A row of `items`, ready to be written."""
 
@@ -126,7 +144,7 @@ class SealedItem:
 class Query:
     """A search for the items nearest to each of `vectors`: rows of one length, (n, d)."""
 
-    vectors: Sequence[Sequence[float] | Vector] | Matrix | None
+    vectors: Sequence[Sequence[float] | Vector] | Matrix | PackedVectors | None
     contents: str | Sequence[str] | None = None
     top_k: int = 100
     n_probes: int | None = None

@@ -18,6 +18,8 @@ from app.domain import (
     Match,
     Metric,
     NewIndex,
+    PackedItems,
+    PackedVectors,
     Precision,
     Query,
     StoredItem,
@@ -151,10 +153,32 @@ class UpsertRequest(IndexRequest, frozen=True, kw_only=True):
         return [Item(item.id, item.vector, item.contents, item.metadata) for item in self.items]
 
 
-class QueryRequest(IndexRequest, frozen=True, kw_only=True):
-    """Body of query. `query_vectors` is one vector or a list of them."""
+class BinaryUpsertBatch(Struct, frozen=True, kw_only=True):
+    """Items whose vectors are packed: base64 of row-major little-endian float32."""
 
-    query_vectors: list[float | list[float]] | None = None
+    ids: list[str]
+    vectors_b64: str
+    dimension: int | float
+    metadata: list[dict[str, Any] | None] | None = None
+    contents: list[str | None] | None = None
+
+
+class BinaryUpsertRequest(IndexRequest, frozen=True, kw_only=True):
+    """Body of upsert_binary."""
+
+    batch: BinaryUpsertBatch
+
+    def to_items(self) -> PackedItems:
+        """Return the items to store."""
+        batch = self.batch
+        dimension = integer(batch.dimension, "batch", "dimension") or 0
+        vectors = PackedVectors(batch.vectors_b64, dimension)
+        return PackedItems(batch.ids, vectors, batch.contents or (), batch.metadata or ())
+
+
+class SearchRequest(IndexRequest, frozen=True, kw_only=True):
+    """What both kinds of query say beside their vectors."""
+
     query_contents: str | None = None
     top_k: Integer = None
     n_probes: Integer = None
@@ -165,22 +189,49 @@ class QueryRequest(IndexRequest, frozen=True, kw_only=True):
     text: str | None = None
     text_fields: list[str] | None = None
 
-    def to_query(self) -> Query:
-        """Return the search."""
-        vectors = _rows(self.query_vectors or [])
+    def search(self, vectors: list[list[float]] | PackedVectors | None) -> Query:
+        """Return the search for what is nearest to `vectors`."""
         top_k = integer(self.top_k, "top_k")
         n_probes = integer(self.n_probes, "n_probes")
         rerank_mult = integer(self.rerank_mult, "rerank_mult")
         refuse_unserved(self)
         return Query(
-            vectors=vectors or None,
-            contents=None if vectors else self.query_contents,
+            vectors=vectors,
+            contents=self.query_contents if vectors is None else None,
             top_k=_DEFAULT_TOP_K if top_k is None else top_k,
             n_probes=n_probes,
             rerank_mult=rerank_mult,
             include=self.include & _QUERY_INCLUDES,
             filters=self.filters or None,
         )
+
+
+class QueryRequest(SearchRequest, frozen=True, kw_only=True):
+    """Body of query. `query_vectors` is one vector or a list of them."""
+
+    query_vectors: list[float | list[float]] | None = None
+
+    def to_query(self) -> Query:
+        """Return the search."""
+        return self.search(_rows(self.query_vectors or []) or None)
+
+
+class BinaryQueryBatch(Struct, frozen=True, kw_only=True):
+    """Packed query vectors: base64 of row-major little-endian float32."""
+
+    vectors_b64: str
+    dimension: int | float
+
+
+class BinaryQueryRequest(SearchRequest, frozen=True, kw_only=True):
+    """Body of query_binary."""
+
+    batch: BinaryQueryBatch
+
+    def to_query(self) -> Query:
+        """Return the search."""
+        dimension = integer(self.batch.dimension, "batch", "dimension") or 0
+        return self.search(PackedVectors(self.batch.vectors_b64, dimension))
 
 
 class GetRequest(IndexRequest, frozen=True, kw_only=True):

@@ -5,6 +5,8 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
 from app.api.schemas import (
+    BinaryQueryRequest,
+    BinaryUpsertRequest,
     CountAnswer,
     DeleteRequest,
     DoneAnswer,
@@ -35,6 +37,23 @@ async def query(
     data: JSONBody[QueryRequest], caller: NamedDependency[Caller], vectors: NamedDependency[VectorService]
 ) -> QueryAnswer:
     """Return the items nearest to one or more vectors."""
+    wanted = data.to_query()
+    return QueryAnswer.of(await vectors.query(data.access(caller), wanted), wanted.include)
+
+
+@post("/upsert_binary", status_code=200)
+async def upsert_binary(
+    data: JSONBody[BinaryUpsertRequest], caller: NamedDependency[Caller], vectors: NamedDependency[VectorService]
+) -> UpsertAnswer:
+    """Add items as upsert does; their vectors come packed."""
+    return UpsertAnswer.of(len(data.batch.ids), await vectors.upsert_packed(data.access(caller), data.to_items()))
+
+
+@post("/query_binary", status_code=200)
+async def query_binary(
+    data: JSONBody[BinaryQueryRequest], caller: NamedDependency[Caller], vectors: NamedDependency[VectorService]
+) -> QueryAnswer:
+    """Return the items nearest to one or more vectors, which come packed."""
     wanted = data.to_query()
     return QueryAnswer.of(await vectors.query(data.access(caller), wanted), wanted.include)
 
@@ -75,4 +94,8 @@ async def num_vectors(
     return CountAnswer(await vectors.count(data.access(caller)))
 
 
-router = Router("/vectors", route_handlers=[upsert, query, get_items, delete, list_ids, num_vectors], tags=["vectors"])
+router = Router(
+    "/vectors",
+    route_handlers=[upsert, upsert_binary, query, query_binary, get_items, delete, list_ids, num_vectors],
+    tags=["vectors"],
+)

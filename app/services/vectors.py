@@ -14,11 +14,14 @@ from app.domain import (
     Item,
     Match,
     Matrix,
+    PackedItems,
+    PackedVectors,
     Query,
     StoredItem,
     UpsertOutcome,
 )
 from app.services import batch as batches
+from app.services import packed
 from app.services.opener import IndexOpener, OpenIndex, encoder_for
 from app.services.search import Scan, Searcher, open_metadata
 from app.settings import Settings
@@ -43,6 +46,15 @@ class VectorService:
 
         async def upsert(opened: OpenIndex) -> UpsertOutcome:
             batch = await asyncio.to_thread(batches.check, items, opened.index, self._settings.max_batch_items)
+            return await self._write(opened, batch)
+
+        return await self._opener.with_index(access, upsert)
+
+    async def upsert_packed(self, access: IndexAccess, items: PackedItems) -> UpsertOutcome:
+        """Add or replace items whose vectors came packed: all of them, durably, or none."""
+
+        async def upsert(opened: OpenIndex) -> UpsertOutcome:
+            batch = await asyncio.to_thread(packed.check, items, opened.index, self._settings.max_batch_items)
             return await self._write(opened, batch)
 
         return await self._opener.with_index(access, upsert)
@@ -164,13 +176,14 @@ async def _initialise(connection: AsyncConnection, opened: OpenIndex, encoder: s
 
 
 def _query_matrix(query: Query, index: Index) -> Matrix:
-    if query.vectors is None or len(query.vectors) == 0:
+    given = packed.unpack(query.vectors, "Query") if isinstance(query.vectors, PackedVectors) else query.vectors
+    if given is None or len(given) == 0:
         if query.contents is not None:
             raise errors.InvalidInput(f"Index '{index.name}' has no embedding model: send query_vectors")
         raise errors.InvalidInput("Provide query_vectors or query_contents")
     if index.dimension is None:
         raise errors.InvalidInput(f"The dimension of index '{index.name}' is not known before the first upsert")
-    vectors = batches.to_matrix(list(query.vectors), "Query")
+    vectors = given if isinstance(given, np.ndarray) else batches.to_matrix(given, "Query")
     batches.check_dimension(vectors, index)
     return vectors
 

@@ -16,7 +16,9 @@ ROUTES = [
     "indexes/delete",
     "indexes/stats",
     "vectors/upsert",
+    "vectors/upsert_binary",
     "vectors/query",
+    "vectors/query_binary",
     "vectors/get",
     "vectors/delete",
     "vectors/list_ids",
@@ -243,6 +245,51 @@ WRONG_TYPES: dict[str, tuple[str, dict[str, Any], str, list[Any]]] = {
     "get with text": ("vectors/get", {"ids": "a"}, "list_type", ["ids"]),
     "get with a number": ("vectors/get", {"ids": ["a", 1]}, "string_type", ["ids", 1]),
     "get with include null": ("vectors/get", {"ids": ["a"], "include": None}, "list_type", ["include"]),
+    "no batch": ("vectors/upsert_binary", {}, "missing", ["batch"]),
+    "batch is a list": ("vectors/upsert_binary", {"batch": [ITEM]}, "dict_type", ["batch"]),
+    "batch without ids": (
+        "vectors/upsert_binary",
+        {"batch": {"vectors_b64": "", "dimension": 3}},
+        "missing",
+        ["batch", "ids"],
+    ),
+    "packed vectors are a list": (
+        "vectors/upsert_binary",
+        {"batch": {"ids": ["a"], "vectors_b64": [1], "dimension": 3}},
+        "string_type",
+        ["batch", "vectors_b64"],
+    ),
+    "packed dimension is a fraction": (
+        "vectors/upsert_binary",
+        {"batch": {"ids": ["a"], "vectors_b64": "", "dimension": 1.5}},
+        "int_from_float",
+        ["batch", "dimension"],
+    ),
+    "packed contents are a number": (
+        "vectors/upsert_binary",
+        {"batch": {"ids": ["a"], "vectors_b64": "", "dimension": 3, "contents": [5]}},
+        "string_type",
+        ["batch", "contents", 0],
+    ),
+    "query without batch": ("vectors/query_binary", {}, "missing", ["batch"]),
+    "batch without dimension": (
+        "vectors/query_binary",
+        {"batch": {"vectors_b64": ""}},
+        "missing",
+        ["batch", "dimension"],
+    ),
+    "packed dimension is null": (
+        "vectors/query_binary",
+        {"batch": {"vectors_b64": "", "dimension": None}},
+        "int_type",
+        ["batch", "dimension"],
+    ),
+    "packed top_k is text": (
+        "vectors/query_binary",
+        {"batch": {"vectors_b64": "", "dimension": 3}, "top_k": "5"},
+        "int_type",
+        ["top_k"],
+    ),
     "delete without ids": ("vectors/delete", {}, "missing", ["ids"]),
     "delete with null inside": ("vectors/delete", {"ids": [None]}, "string_type", ["ids", 0]),
 }
@@ -408,7 +455,12 @@ async def test_a_taken_name_is_a_conflict_whatever_the_key(index: Any) -> None:
 
 
 # Fields that satisfy the schema of every route.
-WHOLE = {"items": [ITEM], "ids": ["a"], "query_vectors": [1, 2, 3]}
+WHOLE = {
+    "items": [ITEM],
+    "ids": ["a"],
+    "query_vectors": [1, 2, 3],
+    "batch": {"ids": ["a"], "vectors_b64": "AACAPwAAgD8AAIA/", "dimension": 3},
+}
 BAD_KEYS = {
     "wrong": (OTHER_KEY, 401),
     "none": (None, 401),

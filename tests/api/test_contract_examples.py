@@ -11,12 +11,9 @@ EXAMPLES = json.loads((Path(__file__).parent / "examples.json").read_text())
 
 # Exchanges of what is not served yet, by the start of their id. Whoever serves one deletes its line.
 NOT_SERVED = {
-    "upsert-binary": "binary routes come with a later change",
-    "query-bin": "binary routes come with a later change",
     "filter": "filters come with a later change, until then they are refused",
     "train": "training comes with a later change",
     "upsert-train": "training comes with a later change; its body is described only",
-    "get-04": "reads what upsert-binary-01 has stored",
     "user": "user tokens come with a later change",
 }
 
