@@ -37,11 +37,31 @@ class Precision(StrEnum):
     FLOAT16 = "float16"
 
 
+class Permission(StrEnum):
+    """What a user may do to the items of its index."""
+
+    READ = "read"
+    WRITE = "write"
+
+
+@dataclass(frozen=True, slots=True)
+class UserToken:
+    """What a user's API key says: who it is, and the key that unwraps its keys."""
+
+    user_id: bytes
+    user_key: bytes = field(repr=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sends the request: the root key, or nobody in particular when no root key is set."""
+    """Who sends the request: a user with its token, else the root key, or anybody when no root key is set."""
 
-    is_root: bool = True
+    user: UserToken | None = None
+
+    @property
+    def is_root(self) -> bool:
+        """Whether the caller may do everything."""
+        return self.user is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +181,15 @@ class Match:
     distance: float | None = None
     metadata: Metadata | None = None
     vector: Vector | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A row of `users`: the keys of an index wrapped for one user, one for each permission it has."""
+
+    index_id: UUID
+    user_id: bytes
+    wrapped_keys: Mapping[Permission, bytes] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 from litestar import Litestar, Router
 from litestar.datastructures import State
@@ -9,33 +10,46 @@ from litestar.di import NamedDependency, Provide
 from litestar.logging import LoggingConfig
 from litestar.types import Logger, Scope
 
-from app.api import health, indexes, vectors
+from app.api import health, indexes, users, vectors
 from app.api.auth import provide_caller, require_api_key
 from app.api.bodies import JSONStruct
 from app.api.errors import EXCEPTION_HANDLERS, UNLOGGED
-from app.api.middleware import ContractPaths, RequestLimit, add_request_id, request_id
+from app.api.middleware import ContractPaths, RequestLimit, add_request_id, keep_escaped_slashes, request_id
 from app.api.openapi import openapi_route
 from app.domain import Caller
 from app.services.context import ServiceContext
 from app.services.indexes import IndexService
+from app.services.users import UserService
 from app.services.vectors import VectorService
 from app.settings import Settings
+
+
+class Application(Litestar):
+    """The framework's application, which looks at a path before it is routed."""
+
+    __slots__ = ()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Route the request with the slashes in its index name out of the way."""
+        keep_escaped_slashes(scope)
+        await super().__call__(scope, receive, send)
 
 
 def create_app(settings: Settings) -> Litestar:
     """Return the application of one worker; its lifespan connects to the database."""
     routes = Router(
         "/v1",
-        route_handlers=[health.health, indexes.router, vectors.router],
+        route_handlers=[health.health, indexes.router, vectors.router, users.router],
         dependencies={
             "caller": Provide(provide_caller, sync_to_thread=False),
             "indexes": Provide(provide_indexes, sync_to_thread=False),
             "vectors": Provide(provide_vectors, sync_to_thread=False),
+            "users": Provide(provide_users, sync_to_thread=False),
         },
         dto=JSONStruct,
         return_dto=None,
     )
-    return Litestar(
+    return Application(
         route_handlers=[routes, Router("/v1", route_handlers=[openapi_route([routes])])],
         state=State({"settings": settings}),
         lifespan=[_services_of(settings)],
@@ -71,6 +85,12 @@ def provide_vectors(state: State, caller: NamedDependency[Caller]) -> VectorServ
     del caller
     services: ServiceContext = state.services
     return services.vectors
+
+
+def provide_users(state: State) -> UserService:
+    """Return the user service of this worker."""
+    services: ServiceContext = state.services
+    return services.users
 
 
 def log_exception(logger: Logger, scope: Scope, traceback: list[str]) -> None:

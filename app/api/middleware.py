@@ -1,8 +1,13 @@
-"""What happens around every request: its name, its place in the queue, and the shape of its path."""
+"""What happens around every request: its name, its place in the queue, and the shape of its path.
+
+An index name in a path may hold an escaped slash. Servers unescape the path before it is routed, and the slash would
+part the name in two; so it goes through the router as U+001F, which no name can hold (`keep_escaped_slashes`), and is
+put back where the parameter is read (`with_slashes`).
+"""
 
 import re
-from typing import cast
-from urllib.parse import quote
+from typing import Any, cast
+from urllib.parse import quote, unquote
 from uuid import uuid4
 
 from litestar.datastructures import Headers, MutableScopeHeaders
@@ -15,7 +20,23 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from app.errors import Overloaded
 
+_ESCAPED_SLASH = b"%2f"
+_STAND_IN = "\x1f"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def keep_escaped_slashes(scope: Any) -> None:
+    """Put another character for slashes that are escaped in the path of the request."""
+    raw_path = (scope.get("raw_path") or b"").partition(b"?")[0]
+    if _ESCAPED_SLASH in raw_path.lower():
+        # A stand-in that the client has sent itself must not become a slash; no name holds U+001E either.
+        segments = [unquote(segment).replace(_STAND_IN, "\x1e") for segment in raw_path.decode("latin-1").split("/")]
+        scope["path"] = "/".join(segment.replace("/", _STAND_IN) for segment in segments)
+
+
+def with_slashes(parameter: str) -> str:
+    """Return a parameter of the path as the client meant it."""
+    return parameter.replace(_STAND_IN, "/")
 
 
 def request_id(scope: Scope) -> str:

@@ -20,6 +20,7 @@ from app.domain import (
     NewIndex,
     PackedItems,
     PackedVectors,
+    Permission,
     Precision,
     Query,
     StoredItem,
@@ -251,6 +252,16 @@ class DeleteRequest(IndexRequest, frozen=True, kw_only=True):
     ids: list[str]
 
 
+class CreateUserRequest(Struct, frozen=True, kw_only=True):
+    """Body of the creation of a user."""
+
+    permissions: list[str]
+    index_key: str | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(permissions={self.permissions!r}, …)"
+
+
 def _rows(values: Sequence[float | list[float]]) -> list[list[float]]:
     """Return one vector as a list of one, and a list of vectors as it is."""
     kinds = set(map(type, values))
@@ -338,6 +349,29 @@ class DescribeAnswer(Struct, frozen=True, kw_only=True):
             index_type=UNSET if config is UNSET else config.type,
             index_config=config,
         )
+
+
+class UserKeyAnswer(Struct, frozen=True):
+    """Answer to the creation of a user."""
+
+    user_id: str
+    api_key: str
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(user_id={self.user_id!r}, …)"
+
+
+class UserAnswer(Struct, frozen=True):
+    """One user of an index."""
+
+    user_id: str
+    permissions: list[Permission]
+
+
+class UsersAnswer(Struct, frozen=True):
+    """Answer to the list of users."""
+
+    users: list[UserAnswer]
 
 
 class MatchAnswer(Struct, frozen=True, gc=False):

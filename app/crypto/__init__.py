@@ -1,5 +1,5 @@
-"""Bytes in, bytes out: keys, sealed values, blinded ids and the keyed sketch. `README.md` here is the specification."""
+"""Bytes in, bytes out: keys, sealed values, blinded ids, the keyed sketch. `README.md` is the specification."""
 
-from app.crypto import aead, keys, sketch, tokens
+from app.crypto import aead, keys, sessions, sketch, tokens, user_keys
 
-__all__ = ["aead", "keys", "sketch", "tokens"]
+__all__ = ["aead", "keys", "sessions", "sketch", "tokens", "user_keys"]

@@ -1,16 +1,18 @@
 """Seal and open single values and whole batches of vectors: AES-256-GCM (NIST SP 800-38D).
 
     sealed value   version (1) = 0x01 ‖ nonce (12) ‖ ciphertext (as long as the plaintext) ‖ tag (16)
+    of a writer    version (1) = 0x02 ‖ session (32) ‖ nonce (12) ‖ ciphertext ‖ tag (16)
     AAD            index UUID (16) ‖ item key (16) ‖ column label (ASCII)
 
 The AAD is not stored: whoever opens a value says where it came from, so a value moved to another row, column or
 index does not open. A `Sealer` spreads its values over 64 sub-keys by the first byte of the item key, because
-random nonces bound one key to 2^32 values; README.md has the arithmetic.
+random nonces bound one key to 2^32 values; README.md has the arithmetic. Who may write but not read seals under the
+key of a session (`app.crypto.sessions`), which the value names.
 """
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import numpy as np
@@ -21,11 +23,13 @@ from numpy.typing import NDArray
 from app.errors import DataCorrupted
 
 VERSION = 1
+SESSION_VERSION = 2
 NONCE_BYTES = 12
 TAG_BYTES = 16
 HEADER_BYTES = 1 + NONCE_BYTES
 OVERHEAD_BYTES = HEADER_BYTES + TAG_BYTES
 KEY_BYTES = 32
+SESSION_BYTES = 32
 ITEM_KEY_BYTES = 16
 N_SHARDS = 64
 KEY_MATERIAL_BYTES = N_SHARDS * KEY_BYTES
@@ -49,16 +53,44 @@ class _Shards(dict[int, AESGCM]):
         return aesgcm
 
 
+class _OneShard(dict[int, AESGCM]):
+    """The same key whatever the shard."""
+
+    def __init__(self, key: bytes) -> None:
+        super().__init__()
+        self._aesgcm = AESGCM(key)
+
+    def __missing__(self, shard: int) -> AESGCM:
+        return self._aesgcm
+
+
+# From the name of a session to its cipher for the sealer's column. Raises `DataCorrupted`.
+Sessions: TypeAlias = Callable[[bytes], AESGCM]
+
+
 class Sealer:
     """Seals and opens the values of one column of one index. Safe to share between threads."""
 
-    __slots__ = ("_aad_prefix", "_aad_suffix", "_label", "_shards")
+    __slots__ = ("_aad_prefix", "_aad_suffix", "_header", "_label", "_sessions", "_shards")
 
-    def __init__(self, key_material: bytes, index_id: UUID, label: str) -> None:
-        """`key_material` is 64 sub-keys of 32 bytes, one after the other."""
-        if len(key_material) != KEY_MATERIAL_BYTES:
-            raise ValueError(f"a sealer takes {KEY_MATERIAL_BYTES} bytes of key material")
-        self._shards = _Shards(key_material)
+    def __init__(
+        self,
+        key_material: bytes,
+        index_id: UUID,
+        label: str,
+        *,
+        sessions: Sessions | None = None,
+        session: bytes = b"",
+    ) -> None:
+        """`key_material` is 64 sub-keys of 32 bytes, one after the other; `sessions` opens what writers sealed.
+
+        With the name of a `session`, `key_material` is that session's one key, and nothing else opens.
+        """
+        if len(key_material) != (KEY_BYTES if session else KEY_MATERIAL_BYTES):
+            raise ValueError(f"a sealer takes {KEY_MATERIAL_BYTES} bytes of key material, one of a session {KEY_BYTES}")
+        self._shards: Mapping[int, AESGCM] = _OneShard(key_material) if session else _Shards(key_material)
+        self._header = bytes([SESSION_VERSION]) + session if session else _VERSION
+        self._sessions = sessions
         self._aad_prefix = index_id.bytes
         self._aad_suffix = label.encode("ascii")
         self._label = label
@@ -67,21 +99,30 @@ class Sealer:
         return f"Sealer({self._label!r})"
 
     def seal(self, item_key: bytes, plaintext: bytes) -> bytes:
-        """Seal `plaintext` for the row `item_key`: 29 bytes longer, different each time."""
+        """Seal `plaintext` for the row `item_key`: 29 bytes longer (a writer's: 61), different each time."""
         nonce = os.urandom(NONCE_BYTES)
         aad = self._aad_prefix + item_key + self._aad_suffix
-        return _VERSION + nonce + self._shards[item_key[0] & _SHARD_MASK].encrypt(nonce, plaintext, aad)
+        return self._header + nonce + self._shards[item_key[0] & _SHARD_MASK].encrypt(nonce, plaintext, aad)
 
     def open(self, item_key: bytes, sealed: bytes) -> bytes:
         """Open a value stored in the row `item_key`. Raises `DataCorrupted`."""
-        if len(sealed) < OVERHEAD_BYTES or sealed[0] != VERSION or len(item_key) != ITEM_KEY_BYTES:
+        if len(sealed) < OVERHEAD_BYTES or len(item_key) != ITEM_KEY_BYTES:
             raise self._corrupted()
         aad = self._aad_prefix + item_key + self._aad_suffix
-        aesgcm = self._shards[item_key[0] & _SHARD_MASK]
+        aesgcm, start = self._cipher(item_key, sealed)
+        body = start + NONCE_BYTES
         try:
-            return aesgcm.decrypt(sealed[1:HEADER_BYTES], sealed[HEADER_BYTES:], aad)
+            return aesgcm.decrypt(sealed[start:body], sealed[body:], aad)
         except InvalidTag as error:
             raise self._corrupted() from error
+
+    def _cipher(self, item_key: bytes, sealed: bytes) -> tuple[AESGCM, int]:
+        """Return the cipher that opens `sealed`, and where the nonce begins. Raises `DataCorrupted`."""
+        if sealed.startswith(self._header):
+            return self._shards[item_key[0] & _SHARD_MASK], len(self._header)
+        if self._sessions is None or sealed[0] != SESSION_VERSION or len(sealed) < OVERHEAD_BYTES + SESSION_BYTES:
+            raise self._corrupted()
+        return self._sessions(sealed[1 : 1 + SESSION_BYTES]), 1 + SESSION_BYTES
 
     def seal_rows(self, item_keys: Sequence[bytes], rows: NDArray[Any]) -> list[bytes]:
         """Seal each row of `rows` (n, d) for its item key: the numbers one after the other, little-endian."""
@@ -94,7 +135,7 @@ class Sealer:
             nonce = nonces[number * NONCE_BYTES : (number + 1) * NONCE_BYTES]
             row = data[number * width : (number + 1) * width]
             aesgcm = shards[item_key[0] & _SHARD_MASK]
-            sealed.append(_VERSION + nonce + aesgcm.encrypt(nonce, row, prefix + item_key + suffix))
+            sealed.append(self._header + nonce + aesgcm.encrypt(nonce, row, prefix + item_key + suffix))
         return sealed
 
     def open_rows(
@@ -108,7 +149,7 @@ class Sealer:
         rows = np.empty((len(sealed), dimension), dtype.newbyteorder("<"))
         width = dimension * rows.itemsize
         if set(map(len, sealed)) - {width + OVERHEAD_BYTES} or set(map(len, item_keys)) - {ITEM_KEY_BYTES}:
-            raise self._corrupted()
+            return self._open_each(item_keys, sealed, rows)
         target = rows.reshape(-1).view(np.uint8).data
         shards, prefix, suffix = self._shards, self._aad_prefix, self._aad_suffix
         start = 0
@@ -123,6 +164,15 @@ class Sealer:
                 start = end
         except InvalidTag as error:
             raise self._corrupted() from error
+        return rows
+
+    def _open_each(self, item_keys: Sequence[bytes], sealed: Sequence[bytes], rows: NDArray[Any]) -> NDArray[Any]:
+        """Open values of which some were sealed in sessions, and so are longer, into `rows`."""
+        for row, item_key, value in zip(rows, item_keys, sealed, strict=True):
+            plaintext = self.open(item_key, value)
+            if len(plaintext) != row.nbytes:
+                raise self._corrupted()
+            row[:] = np.frombuffer(plaintext, row.dtype)
         return rows
 
     def _corrupted(self) -> DataCorrupted:

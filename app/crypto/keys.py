@@ -5,26 +5,35 @@
 
     DEK ── HKDF-SHA256, salt = index UUID, info = "sealdex/v1/" ‖ label
     ├── contents · metadata · vector · id-seal · encoder     64 sub-keys each, for `aead.Sealer`
-    └── id-blind · tokens · sketch                           32 bytes each
+    ├── id-blind · tokens · sketch                           32 bytes each
+    └── writer                                               X25519 private key of the index, for `sessions`
 
-The wrapped DEK is the only key material in the database. A wrong KEK is noticed by the comparison of the GCM tag
-alone, which OpenSSL does in constant time (CRYPTO_memcmp): how long a rejection takes says nothing about the key.
+    read key      what HKDF-Extract gives of the DEK: every key above follows from it
+    write key     X25519 public key (32) ‖ id-blind (32) ‖ tokens (32) ‖ sketch (32) ‖ encoder's 64 sub-keys
+
+
+The wrapped DEK and, for users, wrapped read and write keys (`user_keys`) are the only key material in the database. A
+wrong KEK is noticed by the comparison of the GCM tag alone, which OpenSSL does in constant time (CRYPTO_memcmp): how
+long a rejection takes says nothing about the key.
 """
 
 import os
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from typing import Self
 from uuid import UUID
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from app.crypto import aead, hkdf
-from app.errors import DataCorrupted, InvalidInput, KeyRejected
+from app.crypto import aead, hkdf, sessions
+from app.errors import DataCorrupted, Forbidden, InvalidInput, KeyRejected
 
 KEY_BYTES = 32
 
 _VERSION = b"\x01"
+# Each is one session key, derived and kept: a search among rows of many sessions asks for the same ones again.
+_MAX_SESSIONS = 1024
+_WRITE_KEY_BYTES = sessions.PUBLIC_BYTES + 3 * KEY_BYTES + aead.KEY_MATERIAL_BYTES
 _WRAPPED_BYTES = aead.OVERHEAD_BYTES + KEY_BYTES
 _WRAP_LABEL = hkdf.LABEL_PREFIX + b"dek"
 
@@ -79,6 +88,8 @@ class IndexKeys:
     def __init__(self, pseudorandom_key: bytes, index_id: UUID) -> None:
         self.index_id = index_id
         self._pseudorandom_key = pseudorandom_key
+        self._session = lru_cache(_MAX_SESSIONS)(self._derive_session)
+        self._session_cipher = lru_cache(_MAX_SESSIONS)(self._derive_session_cipher)
 
     @classmethod
     def derive(cls, dek: bytes, index_id: UUID) -> Self:
@@ -87,6 +98,16 @@ class IndexKeys:
 
     def __repr__(self) -> str:
         return f"IndexKeys(index_id={self.index_id})"
+
+    def read_key(self) -> bytes:
+        """Return what opens, and so also seals, all values of the index (32 bytes)."""
+        return self._pseudorandom_key
+
+    def write_key(self) -> bytes:
+        """Return what `WriterKeys` takes: enough to write items and to delete them by id."""
+        encoder = hkdf.expand(self._pseudorandom_key, "encoder", aead.KEY_MATERIAL_BYTES)
+        public = sessions.public_bytes(self._writer_key)
+        return public + self.blind_key + self.token_key + self.sketch_key + encoder
 
     @cached_property
     def contents(self) -> aead.Sealer:
@@ -130,4 +151,59 @@ class IndexKeys:
 
     def _sealer(self, label: str) -> aead.Sealer:
         key_material = hkdf.expand(self._pseudorandom_key, label, aead.KEY_MATERIAL_BYTES)
-        return aead.Sealer(key_material, self.index_id, label)
+        return aead.Sealer(key_material, self.index_id, label, sessions=partial(self._session_cipher, label))
+
+    @cached_property
+    def _writer_key(self) -> bytes:
+        return hkdf.expand(self._pseudorandom_key, "writer")
+
+    def _derive_session(self, name: bytes) -> sessions.Session:
+        return sessions.enter(self._writer_key, name, self.index_id)
+
+    def _derive_session_cipher(self, label: str, name: bytes) -> AESGCM:
+        return AESGCM(self._session(name).key(label))
+
+
+class WriterKeys(IndexKeys):
+    """The keys of someone who may write but not read: seals values in a session, and opens only the encoder."""
+
+    def __init__(self, write_key: bytes, index_id: UUID, session: sessions.Session | None = None) -> None:
+        """`write_key` is that of `IndexKeys.write_key`. A session may be used again; without one a new one begins."""
+        if len(write_key) != _WRITE_KEY_BYTES:
+            raise DataCorrupted("the stored write key of a user has an unknown format")
+        super().__init__(b"", index_id)
+        self._write_key = write_key
+        starts = (sessions.PUBLIC_BYTES + number * KEY_BYTES for number in range(3))
+        self._keys = [write_key[start : start + KEY_BYTES] for start in starts]
+        self.session = session or sessions.begin(write_key[: sessions.PUBLIC_BYTES], index_id)
+
+    def read_key(self) -> bytes:
+        """Refuse: it is not among the keys of a writer."""
+        raise Forbidden("permission denied: this user has no key that reads")
+
+    def write_key(self) -> bytes:
+        """Return the key itself."""
+        return self._write_key
+
+    @cached_property
+    def parameters(self) -> aead.Sealer:
+        """Seals the encoder's parameters, as for everybody."""
+        return aead.Sealer(self._write_key[-aead.KEY_MATERIAL_BYTES :], self.index_id, "encoder")
+
+    @cached_property
+    def blind_key(self) -> bytes:
+        """Key of `tokens.item_key`."""
+        return self._keys[0]
+
+    @cached_property
+    def token_key(self) -> bytes:
+        """Key of the blind-index tokens of metadata."""
+        return self._keys[1]
+
+    @cached_property
+    def sketch_key(self) -> bytes:
+        """Key of `sketch.Encoder`."""
+        return self._keys[2]
+
+    def _sealer(self, label: str) -> aead.Sealer:
+        return aead.Sealer(self.session.key(label), self.index_id, label, session=self.session.name)

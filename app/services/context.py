@@ -10,6 +10,7 @@ from app.errors import ConfigurationError
 from app.services.indexes import IndexService
 from app.services.opener import IndexOpener
 from app.services.search import Searcher
+from app.services.users import UserService
 from app.services.vectors import VectorService
 from app.settings import Settings
 from app.store.engine import check_database, create_engine, create_scan_engine
@@ -24,6 +25,7 @@ class ServiceContext:
     settings: Settings
     indexes: IndexService
     vectors: VectorService
+    users: UserService
 
     @classmethod
     @asynccontextmanager
@@ -44,7 +46,8 @@ class ServiceContext:
             indexes.sweep()
             expiry = asyncio.create_task(_expire_keys(opener))
             try:
-                yield cls(settings, indexes, VectorService(engine, searcher, opener, settings))
+                vectors = VectorService(engine, searcher, opener, settings)
+                yield cls(settings, indexes, vectors, UserService(engine, opener))
             finally:
                 expiry.cancel()
                 await asyncio.gather(expiry, return_exceptions=True)

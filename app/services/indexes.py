@@ -57,9 +57,7 @@ class IndexService:
 
     async def names(self, caller: Caller) -> list[str]:
         """Return the names of the indexes that `caller` may see."""
-        del caller
-        async with self._engine.connect() as connection:
-            return list(await store.indexes.names(connection))
+        return await self._opener.visible_names(caller)
 
     async def describe(self, access: IndexAccess) -> IndexDescription:
         """Return the contract's facts about an index."""
@@ -72,7 +70,7 @@ class IndexService:
                 index.name, index.is_trained, index.dimension or 0, index.metric, index.n_lists, index.index_config
             )
 
-        return await self._opener.with_index(access, read)
+        return await self._opener.with_index(access, read, needs=None)
 
     async def delete(self, access: IndexAccess) -> None:
         """Delete an index with all its items. Its name is free at once."""
@@ -81,7 +79,7 @@ class IndexService:
             async with self._engine.begin() as connection:
                 await store.indexes.delete(connection, opened.index)
 
-        await self._opener.with_index(access, delete)
+        await self._opener.with_index(access, delete, needs=None)
         self.sweep()
 
     def sweep(self) -> None:
@@ -131,7 +129,7 @@ class IndexService:
                 "created_at": index.created_at,
             }
 
-        return await self._opener.with_index(access, read)
+        return await self._opener.with_index(access, read, needs=None)
 
     def _sketch_bits(self, new: NewIndex) -> int | None:
         bits = self._settings.sketch_bits if new.sketch_bits is None else new.sketch_bits

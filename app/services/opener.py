@@ -3,6 +3,9 @@
 Rows and unwrapped keys are remembered in the process. A remembered row may be out of date, since other workers
 change indexes too: every transaction compares its revision, and `IndexOpener.with_index` starts over with
 the new row when the two differ. Keys are remembered for a bounded time, under a keyed hash of the index key.
+
+The key of a user token is found in the database instead, wrapped. What is remembered of a user holds for one revision
+of its index; revoking a user makes a new one, and so takes effect at the next request on every worker.
 """
 
 import asyncio
@@ -10,7 +13,7 @@ import hmac
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import psycopg.errors as pg
@@ -19,8 +22,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import errors, store
-from app.crypto import aead, keys, sketch
-from app.domain import Index, IndexAccess
+from app.crypto import aead, keys, sessions, sketch, user_keys
+from app.domain import Caller, Index, IndexAccess, Permission, UserToken
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -29,17 +32,23 @@ Answer = TypeVar("Answer")
 
 _ATTEMPTS = 5
 _MAX_REMEMBERED_ROWS = 10_000
+# A writer seals all of an hour in one session: a reader derives a key for every session it comes across.
+_SESSION_TTL_S = 3600.0
 # What a transaction may end in through no fault of its own, and what repeating it repairs.
 _TRANSIENT = (pg.DeadlockDetected, pg.SerializationFailure, pg.UndefinedTable)
 
 
 @dataclass(frozen=True, slots=True)
 class OpenIndex:
-    """An index whose key was presented; `encoder` is None until the first upsert."""
+    """An index whose key was presented; `encoder` is None until the first upsert.
+
+    With the keys of a user who may only write, no stored value opens (`keys.WriterKeys`).
+    """
 
     index: Index
     keys: keys.IndexKeys
     encoder: sketch.Encoder | None
+    permissions: frozenset[Permission] = frozenset(Permission)
 
 
 class IndexOpener:
@@ -50,17 +59,28 @@ class IndexOpener:
         self._hash_key = secrets.token_bytes(32)
         self._rows: LRUCache[str, Index] = LRUCache(_MAX_REMEMBERED_ROWS)
         self._opened: TTLCache[bytes, OpenIndex] = TTLCache(settings.key_cache_size, settings.key_cache_ttl_s)
+        self._sessions: TTLCache[bytes, sessions.Session] = TTLCache(settings.key_cache_size, _SESSION_TTL_S)
 
-    async def with_index(self, access: IndexAccess, operation: Callable[[OpenIndex], Awaitable[Answer]]) -> Answer:
+    async def with_index(
+        self,
+        access: IndexAccess,
+        operation: Callable[[OpenIndex], Awaitable[Answer]],
+        *,
+        needs: Permission | None,
+    ) -> Answer:
         """Return what `operation` returns for the index as it is now.
 
         `operation` may run several times: it must be one transaction, and raise `StaleIndex` when it finds
-        the index changed. Raises `NotFound`, `KeyRejected`.
+        the index changed. A user must have the permission that it `needs`; None is for what every user of the index
+        may do, and for routes that let in none. Raises `NotFound`, `KeyRejected`, `Forbidden`.
         """
         for attempt in range(_ATTEMPTS):
             remembered = self._rows.get(access.index_name)
             try:
-                return await operation(await self.open(access))
+                opened = await self.open(access)
+                if needs is not None and needs not in opened.permissions:
+                    raise errors.Forbidden(f"permission denied: this API key may not {needs} items")
+                return await operation(opened)
             except store.indexes.StaleIndex:
                 self._rows.pop(access.index_name, None)
             except errors.InvalidInput:
@@ -75,7 +95,9 @@ class IndexOpener:
         raise errors.Unavailable("The index keeps changing; try again")
 
     async def open(self, access: IndexAccess) -> OpenIndex:
-        """Return the index that `access` names, with its keys. Raises `NotFound`, `KeyRejected`."""
+        """Return the index that `access` names, with its keys. Raises `NotFound`, `KeyRejected`, `Forbidden`."""
+        if access.caller.user is not None:
+            return await self._open_for_user(access.index_name, access.caller.user)
         remembered = self._rows.get(access.index_name)
         index = remembered or await self._read_row(access.index_name)
         if not access.index_key:
@@ -89,9 +111,55 @@ class IndexOpener:
                 raise
             return self._unwrap(await self._read_row(access.index_name), kek)
 
+    async def visible_names(self, caller: Caller) -> list[str]:
+        """Return the names of the indexes that `caller` may see: all, or a user's own. Raises `Forbidden`."""
+        async with self._engine.connect() as connection:
+            if caller.user is None:
+                return list(await store.indexes.names(connection))
+            found = await store.users.by_id(connection, caller.user.user_id)
+        if found is None:
+            raise _no_right()
+        return [found[1].name]
+
+    async def _open_for_user(self, name: str, token: UserToken) -> OpenIndex:
+        """Return a user's own index. Another name, whether there is such an index or not, is `Forbidden`."""
+        digest = hmac.digest(self._hash_key, token.user_id + token.user_key, "sha256")
+        opened = self._opened.get(digest)
+        if opened is None or opened.index != self._rows.get(opened.index.name):
+            opened = self._opened[digest] = await self._unwrap_for_user(token)
+        if opened.index.name != name:
+            raise _no_right()
+        return opened
+
+    async def _unwrap_for_user(self, token: UserToken) -> OpenIndex:
+        """Return the index of a user with the keys that its token unwraps. Raises `Forbidden`."""
+        async with self._engine.connect() as connection:
+            found = await store.users.by_id(connection, token.user_id)
+        if found is None:
+            raise _no_right()
+        user, index = found
+        self._rows[index.name] = index
+        # A key that does not unwrap is refused even if another would do: it grants a permission.
+        unwrapped = {
+            permission: user_keys.unwrap(token, wrapped, index.id, permission)
+            for permission, wrapped in user.wrapped_keys.items()
+        }
+        if Permission.READ in unwrapped:
+            index_keys = keys.IndexKeys(unwrapped[Permission.READ], index.id)
+        else:
+            index_keys = self._writer_keys(index, unwrapped[Permission.WRITE])
+        return OpenIndex(index, index_keys, build_encoder(index, index_keys), frozenset(unwrapped))
+
+    def _writer_keys(self, index: Index, write_key: bytes) -> keys.WriterKeys:
+        name = hmac.digest(self._hash_key, write_key, "sha256")
+        index_keys = keys.WriterKeys(write_key, index.id, self._sessions.get(name))
+        self._sessions.setdefault(name, index_keys.session)
+        return index_keys
+
     def forget_expired(self) -> None:
         """Let go of the keys whose time is over; without this they would stay until the next request."""
         self._opened.expire()
+        self._sessions.expire()
 
     async def _read_row(self, name: str) -> Index:
         if not name:
@@ -120,6 +188,11 @@ class IndexOpener:
         return opened
 
 
+def _no_right() -> errors.Forbidden:
+    """Return one answer for all that is not the user's, or no longer, so that names cannot be probed."""
+    return errors.Forbidden("permission denied: this API key has no right to this index")
+
+
 def _unwrap_dek(index: Index, kek: bytes) -> bytes:
     try:
         return keys.unwrap_dek(kek, index.wrapped_dek, index.id)
@@ -129,8 +202,8 @@ def _unwrap_dek(index: Index, kek: bytes) -> bytes:
 
 def _with_row(opened: OpenIndex, index: Index) -> OpenIndex:
     if opened.index.sealed_encoder == index.sealed_encoder:
-        return OpenIndex(index, opened.keys, opened.encoder)
-    return OpenIndex(index, opened.keys, build_encoder(index, opened.keys))
+        return replace(opened, index=index)
+    return replace(opened, index=index, encoder=build_encoder(index, opened.keys))
 
 
 def build_encoder(index: Index, index_keys: keys.IndexKeys) -> sketch.Encoder | None:

@@ -16,6 +16,7 @@ from app.domain import (
     Matrix,
     PackedItems,
     PackedVectors,
+    Permission,
     Query,
     StoredItem,
     UpsertOutcome,
@@ -48,7 +49,7 @@ class VectorService:
             batch = await asyncio.to_thread(batches.check, items, opened.index, self._settings.max_batch_items)
             return await self._write(opened, batch)
 
-        return await self._opener.with_index(access, upsert)
+        return await self._opener.with_index(access, upsert, needs=Permission.WRITE)
 
     async def upsert_packed(self, access: IndexAccess, items: PackedItems) -> UpsertOutcome:
         """Add or replace items whose vectors came packed: all of them, durably, or none."""
@@ -57,7 +58,7 @@ class VectorService:
             batch = await asyncio.to_thread(packed.check, items, opened.index, self._settings.max_batch_items)
             return await self._write(opened, batch)
 
-        return await self._opener.with_index(access, upsert)
+        return await self._opener.with_index(access, upsert, needs=Permission.WRITE)
 
     async def _write(self, opened: OpenIndex, batch: batches.Batch) -> UpsertOutcome:
         index = opened.index
@@ -84,7 +85,7 @@ class VectorService:
                 return [[] for _ in vectors]
             return await self._searcher.search(opened, opened.encoder, vectors, scan, query.include)
 
-        return await self._opener.with_index(access, search_index)
+        return await self._opener.with_index(access, search_index, needs=Permission.READ)
 
     async def _plan(self, index: Index, query: Query) -> Scan:
         top_k = _at_least(1, query.top_k, "top_k")
@@ -115,7 +116,7 @@ class VectorService:
                 ]
             )
 
-        return await self._opener.with_index(access, read)
+        return await self._opener.with_index(access, read, needs=Permission.READ)
 
     async def delete(self, access: IndexAccess, ids: Sequence[str]) -> None:
         """Delete the items among `ids`, all in one transaction."""
@@ -130,7 +131,7 @@ class VectorService:
                         connection, opened.index.id, n_items=-n_deleted, n_changes=n_deleted
                     )
 
-        await self._opener.with_index(access, delete)
+        await self._opener.with_index(access, delete, needs=Permission.WRITE)
 
     async def ids(self, access: IndexAccess) -> list[str]:
         """Return the ids of all items, in no order."""
@@ -143,7 +144,7 @@ class VectorService:
                     answer += await asyncio.to_thread(_open_ids, opened.keys, chunk)
             return answer
 
-        return await self._opener.with_index(access, read)
+        return await self._opener.with_index(access, read, needs=Permission.READ)
 
     async def count(self, access: IndexAccess) -> int:
         """Return the number of items."""
@@ -154,7 +155,7 @@ class VectorService:
                 n_items, _ = await store.indexes.count(connection, opened.index.id)
             return n_items
 
-        return await self._opener.with_index(access, read)
+        return await self._opener.with_index(access, read, needs=Permission.READ)
 
 
 def _first_encoder(opened: OpenIndex, vectors: Matrix) -> sketch.Encoder:

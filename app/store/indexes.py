@@ -15,7 +15,7 @@ from app.domain import Index, Metric, Precision
 from app.store.tables import dropped_indexes, indexes, item_counts
 
 # Everything of a row but what only training needs.
-_COLUMNS = [column for column in indexes.c if column.name != "sealed_next_encoder"]
+COLUMNS = [column for column in indexes.c if column.name != "sealed_next_encoder"]
 
 
 class StaleIndex(Exception):
@@ -34,10 +34,14 @@ async def create(connection: AsyncConnection, values: dict[str, Any]) -> None:
 
 async def by_name(connection: AsyncConnection, name: str) -> Index | None:
     """Return the index called `name`, if there is one."""
-    row = (await connection.execute(sa.select(*_COLUMNS).where(indexes.c.name == name))).one_or_none()
+    row = (await connection.execute(sa.select(*COLUMNS).where(indexes.c.name == name))).one_or_none()
     if row is None:
         return None
-    facts = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented way to a mapping
+    return to_index(dict(row._mapping))  # noqa: SLF001 - SQLAlchemy's documented way to a mapping
+
+
+def to_index(facts: dict[str, Any]) -> Index:
+    """Return the index whose row holds `facts`, the values of `COLUMNS` by name."""
     facts["metric"] = Metric(facts["metric"])
     facts["storage_precision"] = Precision(facts["storage_precision"])
     return Index(**facts)

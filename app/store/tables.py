@@ -160,6 +160,34 @@ item_counts = sa.Table(
     comment="How many items each index has, kept in the transaction that changes them",
 )
 
+users = sa.Table(
+    "users",
+    metadata,
+    sa.Column(
+        "index_id",
+        PG_UUID(as_uuid=True),
+        sa.ForeignKey("indexes.id", ondelete="CASCADE"),
+        primary_key=True,
+        comment="The index the user belongs to",
+    ),
+    sa.Column("user_id", BYTEA, primary_key=True, index=True, comment="Random name of the user, part of its token"),
+    sa.Column(
+        "wrapped_read_key",
+        BYTEA,
+        comment="What opens the items, wrapped under the key in the token; null without the permission",
+    ),
+    sa.Column(
+        "wrapped_write_key",
+        BYTEA,
+        comment="What writes items, wrapped under the key in the token; null without the permission",
+    ),
+    sa.Column(
+        "created_at", TIMESTAMP(timezone=True), nullable=False, server_default=_NOW, comment="When the user was made"
+    ),
+    sa.CheckConstraint("wrapped_read_key IS NOT NULL OR wrapped_write_key IS NOT NULL", name="permission"),
+    comment="Users of one index each. A permission is a wrapped key; a row opens nothing without the user's token",
+)
+
 dropped_indexes = sa.Table(
     "dropped_indexes",
     metadata,

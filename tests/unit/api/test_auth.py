@@ -7,11 +7,11 @@ from app.errors import ApiKeyRejected
 
 @pytest.mark.parametrize("api_key", [None, "", "anything", "schlüssel"])
 def test_without_a_root_key_everybody_is_let_in(api_key: str | None) -> None:
-    assert identify(api_key, None) == Caller(is_root=True)
+    assert identify(api_key, None) == Caller()
 
 
 def test_the_root_key_is_let_in() -> None:
-    assert identify("root", "root") == Caller(is_root=True)
+    assert identify("root", "root") == Caller()
 
 
 @pytest.mark.parametrize("api_key", [None, ""])
