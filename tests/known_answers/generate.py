@@ -5,6 +5,7 @@ dense Hadamard matrices, float64, one vector at a time. It imports nothing of th
 change of a stored format adds cases under its new version and leaves these alone.
 """
 
+import base64
 import hmac
 import json
 import math
@@ -96,6 +97,84 @@ def sealed_case(label: str, item_key: bytes, plaintext: bytes) -> dict[str, Any]
         "aad": aad.hex(),
         "plaintext": plaintext.hex(),
         "sealed": (b"\x01" + NONCE + AESGCM(sub_key).encrypt(NONCE, plaintext, aad)).hex(),
+    }
+
+
+FIELD = 2**255 - 19
+BASE_POINT = (9).to_bytes(32, "little")
+
+
+def x25519(scalar: bytes, point: bytes) -> bytes:
+    """RFC 7748, section 5, letter by letter."""
+    k = int.from_bytes(scalar, "little") & ~7 & ~(1 << 255) | 1 << 254
+    u = int.from_bytes(point, "little") & (1 << 255) - 1
+    x_2, z_2, x_3, z_3, swap = 1, 0, u, 1, 0
+    for t in reversed(range(255)):
+        k_t = k >> t & 1
+        if swap ^ k_t:
+            x_2, x_3, z_2, z_3 = x_3, x_2, z_3, z_2
+        swap = k_t
+        a, b, c, d = x_2 + z_2, x_2 - z_2, x_3 + z_3, x_3 - z_3
+        aa, bb, da, cb = a * a, b * b, d * a, c * b
+        e = aa - bb
+        x_3, z_3 = pow(da + cb, 2, FIELD), u * pow(da - cb, 2, FIELD) % FIELD
+        x_2, z_2 = aa * bb % FIELD, e * (aa + 121665 * e) % FIELD
+    if swap:
+        x_2, z_2 = x_3, z_3
+    return (x_2 * pow(z_2, FIELD - 2, FIELD) % FIELD).to_bytes(32, "little")
+
+
+def session_case(label: str, item_key: bytes, plaintext: bytes) -> dict[str, str]:
+    private = hkdf_expand(hkdf_extract(INDEX_ID.bytes, DEK), "writer", 32)
+    public = x25519(private, BASE_POINT)
+    ephemeral = bytes(range(50, 82))
+    name = x25519(ephemeral, BASE_POINT)
+    shared = x25519(ephemeral, public)
+    session_key = hkdf_extract(INDEX_ID.bytes, shared + name + public)
+    key = hkdf_expand(session_key, label, 32)
+    aad = INDEX_ID.bytes + item_key + label.encode()
+    return {
+        "label": label,
+        "private_key": private.hex(),
+        "public_key": public.hex(),
+        "session": name.hex(),
+        "shared": shared.hex(),
+        "session_key": session_key.hex(),
+        "key": key.hex(),
+        "item_key": item_key.hex(),
+        "plaintext": plaintext.hex(),
+        "sealed": (b"\x02" + name + NONCE + AESGCM(key).encrypt(NONCE, plaintext, aad)).hex(),
+    }
+
+
+def write_key() -> bytes:
+    pseudorandom_key = hkdf_extract(INDEX_ID.bytes, DEK)
+    public = x25519(hkdf_expand(pseudorandom_key, "writer", 32), BASE_POINT)
+    plain = b"".join(hkdf_expand(pseudorandom_key, label, 32) for label in PLAIN)
+    return public + plain + hkdf_expand(pseudorandom_key, "encoder", 64 * 32)
+
+
+def user_case() -> dict[str, str]:
+    root_key, user_id, user_key = "an example root key", bytes(range(16)), bytes(range(16, 48))
+    tag_key = hkdf_expand(hkdf_extract(b"", root_key.encode()), "user-token", 32)
+    tag = hmac.digest(tag_key, b"1" + user_id + user_key, "sha256")[:8]
+    keys = {"read": hkdf_extract(INDEX_ID.bytes, DEK), "write": write_key()}
+    wrapped = {
+        permission: b"\x01"
+        + NONCE
+        + AESGCM(user_key).encrypt(NONCE, key, PREFIX + b"user" + INDEX_ID.bytes + user_id + permission.encode())
+        for permission, key in keys.items()
+    }
+    return {
+        "root_key": root_key,
+        "user_id": user_id.hex(),
+        "user_key": user_key.hex(),
+        "tag_key": tag_key.hex(),
+        "token": "cdbk_1_" + base64.urlsafe_b64encode(user_id + user_key + tag).decode().rstrip("="),
+        "read_key": keys["read"].hex(),
+        "write_key": keys["write"].hex(),
+        "wrapped_read_key": wrapped["read"].hex(),
+        "wrapped_write_key": wrapped["write"].hex(),
     }
 
 
@@ -221,6 +300,15 @@ def main() -> None:
             sealed_case("encoder", bytes(16), b""),
         ],
     )
+    write(
+        "sessions.json",
+        [
+            session_case("contents", item_key, b"The quick brown fox"),
+            session_case("vector", bytes([0xFF]) * 16, row.tobytes()),
+            session_case("id-seal", item_key, b"item_1"),
+        ],
+    )
+    write("users.json", user_case())
     write("tokens.json", tokens_cases())
     write("encoder.json", parameters_case())
     write(

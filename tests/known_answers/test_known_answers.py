@@ -8,11 +8,11 @@ from uuid import UUID
 import numpy as np
 import pytest
 
-from app.crypto import aead, hkdf, keys, tokens
+from app.crypto import aead, hkdf, keys, sessions, tokens, user_keys
 from app.crypto.flips import Flips
 from app.crypto.rotation import N_ROUNDS, Rotation
 from app.crypto.sketch import Encoder, EncoderParameters
-from app.domain import Matrix, Metric
+from app.domain import Matrix, Metric, Permission, UserToken
 
 
 def read(name: str) -> Any:
@@ -72,6 +72,38 @@ def test_sealed_vector_opens_as_a_row(index_keys: keys.IndexKeys) -> None:
         [bytes.fromhex(case["item_key"])], [bytes.fromhex(case["sealed"])], np.dtype(np.float32), 3
     )
     assert rows.tolist() == [[1.0, -2.5, 0.15625]]
+
+
+@pytest.mark.parametrize("case", read("sessions.json"), ids=lambda case: case["label"])
+def test_sessions_are_as_frozen(index_keys: keys.IndexKeys, case: dict[str, str]) -> None:
+    private, name = bytes.fromhex(case["private_key"]), bytes.fromhex(case["session"])
+    assert index_keys._writer_key == private
+    assert sessions.public_bytes(private).hex() == case["public_key"]
+    session = sessions.enter(private, name, INDEX_ID)
+    assert (session._key.hex(), session.key(case["label"]).hex()) == (case["session_key"], case["key"])
+
+
+@pytest.mark.parametrize("case", read("sessions.json"), ids=lambda case: case["label"])
+def test_what_a_writer_sealed_opens(index_keys: keys.IndexKeys, case: dict[str, str]) -> None:
+    sealer: aead.Sealer = getattr(index_keys, SEALERS[case["label"]])
+    assert sealer.open(bytes.fromhex(case["item_key"]), bytes.fromhex(case["sealed"])).hex() == case["plaintext"]
+
+
+def test_user_tokens_are_as_frozen() -> None:
+    case = read("users.json")
+    token = UserToken(bytes.fromhex(case["user_id"]), bytes.fromhex(case["user_key"]))
+    assert user_keys.format_token(token, case["root_key"]) == case["token"]
+    assert user_keys.parse_token(case["token"], case["root_key"]) == token
+
+
+@pytest.mark.parametrize("permission", Permission)
+def test_keys_wrapped_for_users_unwrap(index_keys: keys.IndexKeys, permission: Permission) -> None:
+    case = read("users.json")
+    token = UserToken(bytes.fromhex(case["user_id"]), bytes.fromhex(case["user_key"]))
+    wrapped = bytes.fromhex(case[f"wrapped_{permission}_key"])
+    assert user_keys.unwrap(token, wrapped, INDEX_ID, permission).hex() == case[f"{permission}_key"]
+    given = {Permission.READ: index_keys.read_key(), Permission.WRITE: index_keys.write_key()}
+    assert given[permission].hex() == case[f"{permission}_key"]
 
 
 @pytest.mark.parametrize("case", read("tokens.json"), ids=lambda case: case["id"][:10])
