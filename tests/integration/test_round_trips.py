@@ -1,0 +1,82 @@
+"""What a request costs in statements, round trips and rows: counted on the wire, not timed."""
+
+import re
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from psycopg.pq import Trace
+
+from app.domain import Caller, IndexAccess, Item, NewIndex, Query
+from app.services.context import ServiceContext
+from app.settings import Settings
+
+D = 32
+N_ITEMS = 700
+ACCESS = IndexAccess("counted", secrets.token_hex(32), Caller())
+# A line of the trace: direction, length, message. Statements may go on over several lines.
+_MESSAGE = re.compile(r"^([FB])\t\d+\t(\w+)", re.MULTILINE)
+QUERY = np.random.default_rng(1).standard_normal((3, D)).astype(np.float32)
+
+
+@pytest.fixture
+async def services(settings: Settings) -> AsyncIterator[ServiceContext]:
+    """One connection a pool, so that it is the one traced."""
+    async with ServiceContext.open(Settings(database_url=settings.database_url, pool_size=1)) as context:
+        await context.indexes.create(NewIndex(name=ACCESS.index_name, index_key=ACCESS.index_key))
+        vectors = np.random.default_rng(0).standard_normal((N_ITEMS, D)).astype(np.float32)
+        items = [Item(str(row), vector, "text", {"n": row}) for row, vector in enumerate(vectors)]
+        await context.vectors.upsert(ACCESS, items)
+        yield context
+
+
+@contextmanager
+def counted(engine: sa.Engine, path: Path) -> Iterator[Counter[str]]:
+    """Count the messages of the protocol on the engine's connection, by name, until the block ends."""
+    counts: Counter[str] = Counter()
+    connection = engine.raw_connection()
+    pgconn = connection.driver_connection.pgconn  # type: ignore[union-attr]
+    connection.close()
+    with path.open("w+") as trace:
+        pgconn.trace(trace.fileno())
+        pgconn.set_trace_flags(Trace.SUPPRESS_TIMESTAMPS)
+        yield counts
+        pgconn.untrace()
+        counts.update(" ".join(found) for found in _MESSAGE.findall(path.read_text()))
+
+
+async def search(services: ServiceContext, tmp_path: Path, query: Query) -> Counter[str]:
+    """Search, then search again with everything prepared and remembered, and count that."""
+    await services.vectors.query(ACCESS, query)
+    with counted(services.vectors._searcher._engine, tmp_path / "trace") as counts:
+        await services.vectors.query(ACCESS, query)
+    return counts
+
+
+async def test_a_search_is_one_round_trip_of_three_statements(services: ServiceContext, tmp_path: Path) -> None:
+    counts = await search(services, tmp_path, Query(vectors=QUERY[:1], top_k=10))
+    assert counts["F Sync"] == 1
+    assert counts["F Execute"] == 3
+    assert counts["F Parse"] == 0
+    # The settings, the revision, and 200 candidates: no row more is read or opened.
+    assert counts["B DataRow"] == 1 + 1 + 200
+
+
+async def test_metadata_is_one_more_round_trip_for_the_winners_alone(services: ServiceContext, tmp_path: Path) -> None:
+    counts = await search(
+        services, tmp_path, Query(vectors=QUERY[:1], top_k=10, include=frozenset({"distance", "metadata"}))
+    )
+    assert counts["F Sync"] == 2
+    assert counts["B DataRow"] == 1 + 1 + 200 + 10
+
+
+async def test_a_batch_of_queries_is_one_statement(services: ServiceContext, tmp_path: Path) -> None:
+    counts = await search(services, tmp_path, Query(vectors=QUERY, top_k=10))
+    assert counts["F Sync"] == 1
+    assert counts["F Execute"] == 3
+    assert counts["B DataRow"] == 1 + 1 + len(QUERY) * 200
