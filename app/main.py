@@ -9,7 +9,7 @@ from litestar.di import Provide
 from litestar.logging import LoggingConfig
 from litestar.types import Logger, Scope
 
-from app.api import health, indexes, vectors
+from app.api import health, indexes, training, vectors
 from app.api.auth import provide_caller, require_api_key
 from app.api.bodies import JSONStruct
 from app.api.errors import EXCEPTION_HANDLERS, UNLOGGED
@@ -17,6 +17,7 @@ from app.api.middleware import ContractPaths, RequestLimit, add_request_id, requ
 from app.api.openapi import openapi_route
 from app.services.context import ServiceContext
 from app.services.indexes import IndexService
+from app.services.training import TrainingService
 from app.services.vectors import VectorService
 from app.settings import Settings
 
@@ -25,10 +26,11 @@ def create_app(settings: Settings) -> Litestar:
     """Return the application of one worker; its lifespan connects to the database."""
     routes = Router(
         "/v1",
-        route_handlers=[health.health, indexes.router, vectors.router],
+        route_handlers=[health.health, indexes.router, training.router, vectors.router],
         dependencies={
             "caller": Provide(provide_caller, sync_to_thread=False),
             "indexes": Provide(provide_indexes, sync_to_thread=False),
+            "training": Provide(provide_training, sync_to_thread=False),
             "vectors": Provide(provide_vectors, sync_to_thread=False),
         },
         dto=JSONStruct,
@@ -58,6 +60,12 @@ def provide_indexes(state: State) -> IndexService:
     """Return the index service of this worker."""
     services: ServiceContext = state.services
     return services.indexes
+
+
+def provide_training(state: State) -> TrainingService:
+    """Return the training service of this worker."""
+    services: ServiceContext = state.services
+    return services.training
 
 
 def provide_vectors(state: State) -> VectorService:

@@ -9,6 +9,7 @@ from typing import Self
 from app.errors import ConfigurationError
 from app.services.indexes import IndexService
 from app.services.opener import IndexOpener
+from app.services.training import TrainingService
 from app.services.vectors import VectorService
 from app.settings import Settings
 from app.store.engine import check_database, create_engine
@@ -22,6 +23,7 @@ class ServiceContext:
 
     settings: Settings
     indexes: IndexService
+    training: TrainingService
     vectors: VectorService
 
     @classmethod
@@ -39,12 +41,15 @@ class ServiceContext:
             await check_database(engine)
             indexes = IndexService(engine, opener, settings)
             indexes.sweep()
+            training = TrainingService(engine, opener, settings)
+            training.start()
             expiry = asyncio.create_task(_expire_keys(opener))
             try:
-                yield cls(settings, indexes, VectorService(engine, opener, settings))
+                yield cls(settings, indexes, training, VectorService(engine, opener, training, settings))
             finally:
                 expiry.cancel()
                 await asyncio.gather(expiry, return_exceptions=True)
+                await training.close()
                 await indexes.close()
         finally:
             await engine.dispose()

@@ -1,5 +1,5 @@
 """PostgreSQL: every statement the service sends."""
 
-from app.store import indexes, items, partitions, tables
+from app.store import indexes, items, partitions, samples, tables, training
 
-__all__ = ["indexes", "items", "partitions", "tables"]
+__all__ = ["indexes", "items", "partitions", "samples", "tables", "training"]
