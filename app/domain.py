@@ -1,10 +1,10 @@
 """Values that the layers hand each other."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 from uuid import UUID
 
 import numpy as np
@@ -105,11 +105,15 @@ class Index:
     wrapped_dek: bytes = field(repr=False)
     encoder_version: int
     sealed_encoder: bytes | None = field(repr=False)
+    sealed_next_encoder: bytes | None = field(repr=False)
     generation: int
     n_lists: int
     requested_n_lists: int | None
     trained_at: datetime | None
     profile: Mapping[str, Any] | None
+    n_items_at_training: int | None
+    n_changes_at_training: int | None
+    is_training_due: bool
     embedding_model: str | None
     index_config: Mapping[str, Any] | None
     created_at: datetime
@@ -150,7 +154,7 @@ class PackedItems:
 
 @dataclass(frozen=True, slots=True)
 class SealedItem:
-    """A row of `items`, ready to be written."""
+    """A row of `items`, ready to be written; `next_sketch` while a training moves to another encoder."""
 
     item_key: bytes
     sealed_id: bytes
@@ -158,6 +162,7 @@ class SealedItem:
     sealed_vector: bytes
     sealed_contents: bytes | None
     sealed_metadata: bytes | None
+    next_sketch: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +174,7 @@ class Query:
     top_k: int = 100
     n_probes: int | None = None
     rerank_mult: int | None = None
+    target_recall: float | None = None
     include: frozenset[str] = frozenset()
     filters: Mapping[str, Any] | None = None
 
@@ -220,3 +226,42 @@ class IndexDescription:
     metric: str
     n_lists: int
     index_config: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingStatus:
+    """Names of the indexes whose training runs, and of those whose training waits, each in the order of the queue."""
+
+    running: Sequence[str]
+    queued: Sequence[str]
+    retrain_threshold: int = 0
+
+    def only(self, names: frozenset[str]) -> Self:
+        """Return what is said of the indexes called `names`."""
+        running, queued = ([name for name in some if name in names] for some in (self.running, self.queued))
+        return replace(self, running=running, queued=queued)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """The last training of an index: how far it is, or how it ended. `is_live` while some worker sees to it."""
+
+    state: str
+    is_live: bool
+    phase: str
+    progress: int
+    failure: str | None
+    next_attempt_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a training has made, for the row of the index and the history; `profile` when there was a key."""
+
+    generation: int
+    n_lists: int
+    encoder_version: int
+    n_items: int
+    n_changes: int
+    profile: Mapping[str, Any] | None = None
+    recall: float | None = None

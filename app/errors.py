@@ -12,6 +12,8 @@ AppError
 ├── Overloaded          too many requests in work; try again later
 ├── Unavailable         the database does not answer
 └── DataCorrupted       a stored value does not open
+TrainingFailed          a training came to a bad end; `train` answers it with 200 and the reason
+└── TrainingRefused     no training can do what was asked for
 ConfigurationError      the service cannot start with these settings or this database
 
 A message is written for the caller: no key, no plaintext, no SQL.
@@ -83,6 +85,14 @@ class Unavailable(Overloaded):
 
 class DataCorrupted(AppError):
     """A stored value does not open: it was changed, moved or damaged."""
+
+
+class TrainingFailed(Exception):
+    """A training came to a bad end, for the reason given."""
+
+
+class TrainingRefused(TrainingFailed):
+    """What was asked of a training cannot be done; asking again changes nothing."""
 
 
 class ConfigurationError(Exception):

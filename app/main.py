@@ -10,7 +10,7 @@ from litestar.di import NamedDependency, Provide
 from litestar.logging import LoggingConfig
 from litestar.types import Logger, Scope
 
-from app.api import health, indexes, users, vectors
+from app.api import health, indexes, training, users, vectors
 from app.api.auth import provide_caller, require_api_key
 from app.api.bodies import JSONStruct
 from app.api.errors import EXCEPTION_HANDLERS, UNLOGGED
@@ -19,6 +19,7 @@ from app.api.openapi import openapi_route
 from app.domain import Caller
 from app.services.context import ServiceContext
 from app.services.indexes import IndexService
+from app.services.training import TrainingService
 from app.services.users import UserService
 from app.services.vectors import VectorService
 from app.settings import Settings
@@ -39,10 +40,11 @@ def create_app(settings: Settings) -> Litestar:
     """Return the application of one worker; its lifespan connects to the database."""
     routes = Router(
         "/v1",
-        route_handlers=[health.health, indexes.router, vectors.router, users.router],
+        route_handlers=[health.health, indexes.router, training.router, vectors.router, users.router],
         dependencies={
             "caller": Provide(provide_caller, sync_to_thread=False),
             "indexes": Provide(provide_indexes, sync_to_thread=False),
+            "training": Provide(provide_training, sync_to_thread=False),
             "vectors": Provide(provide_vectors, sync_to_thread=False),
             "users": Provide(provide_users, sync_to_thread=False),
         },
@@ -78,6 +80,13 @@ def provide_indexes(state: State, caller: NamedDependency[Caller]) -> IndexServi
     del caller
     services: ServiceContext = state.services
     return services.indexes
+
+
+def provide_training(state: State, caller: NamedDependency[Caller]) -> TrainingService:
+    """Return the training service of this worker; `caller` as in `provide_indexes`."""
+    del caller
+    services: ServiceContext = state.services
+    return services.training
 
 
 def provide_vectors(state: State, caller: NamedDependency[Caller]) -> VectorService:

@@ -44,6 +44,7 @@ class Settings:
     port: Annotated[int, Meta(ge=1, le=65_535)] = 8000
     workers: _Natural = 0
     database_url: str | None = field(default=None, repr=False)
+    maintenance_database_url: str | None = field(default=None, repr=False)
     data_dir: Path = Path("sealdex-data")
     root_key: str | None = field(default=None, repr=False)
     allow_open: bool = False
@@ -69,6 +70,10 @@ class Settings:
     sketch_noise: Annotated[float, Meta(ge=0, lt=0.5)] = 0.10
     retrain_threshold: _Positive = 10_000
     auto_train_disabled: bool = False
+    target_recall: Annotated[float, Meta(ge=0.5, le=1)] = 0.95
+    max_trainings: _Positive = 1
+    training_memory_mb: _Positive = 1024
+    drift_share: Annotated[float, Meta(gt=0)] = 0.3
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Self:

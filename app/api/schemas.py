@@ -24,6 +24,7 @@ from app.domain import (
     Precision,
     Query,
     StoredItem,
+    TrainingStatus,
     UpsertOutcome,
     Vector,
 )
@@ -135,6 +136,22 @@ class CreateRequest(IndexRequest, frozen=True, kw_only=True):
         )
 
 
+class TrainRequest(IndexRequest, frozen=True, kw_only=True):
+    """Body of train. Only `n_lists` has an effect; the others are of the service that clients know."""
+
+    n_lists: Integer = None
+    batch_size: Integer = None
+    max_iters: Integer = None
+    tolerance: float | None = None
+    max_memory: Integer = None
+
+    def to_n_lists(self) -> int | None:
+        """Return how many lists to make, None for the automatic number. Raises `InvalidBody`."""
+        for name in ("batch_size", "max_iters", "max_memory"):
+            integer(getattr(self, name), name)
+        return integer(self.n_lists, "n_lists")
+
+
 class UpsertItem(Struct, frozen=True, kw_only=True, gc=False):
     """One item of an upsert."""
 
@@ -185,6 +202,7 @@ class SearchRequest(IndexRequest, frozen=True, kw_only=True):
     n_probes: Integer = None
     greedy: bool | None = None
     rerank_mult: Integer = None
+    target_recall: float | None = None
     filters: dict[str, Any] | None = None
     include: frozenset[str] = frozenset()
     text: str | None = None
@@ -202,6 +220,7 @@ class SearchRequest(IndexRequest, frozen=True, kw_only=True):
             top_k=_DEFAULT_TOP_K if top_k is None else top_k,
             n_probes=n_probes,
             rerank_mult=rerank_mult,
+            target_recall=self.target_recall,
             include=self.include & _QUERY_INCLUDES,
             filters=self.filters or None,
         )
@@ -289,6 +308,43 @@ class DoneAnswer(Struct, frozen=True, kw_only=True):
 
     status: str = "success"
     message: str
+
+
+class TrainAnswer(Struct, frozen=True, kw_only=True):
+    """Answer to train: a failure is told with status 200, too."""
+
+    status: str
+    message: str
+
+    @classmethod
+    def of(cls, index_name: str, failure: str | None) -> "TrainAnswer":
+        """Report success, or `failure`."""
+        if failure is None:
+            return cls(status="success", message=f"Index '{index_name}' trained successfully")
+        return cls(status="error", message=f"Training failed for '{index_name}': {failure}")
+
+
+class TrainingStatusAnswer(Struct, frozen=True, kw_only=True):
+    """Answer to training-status; clients up to 0.14 need the last two, which say nothing."""
+
+    training_indexes: list[str]
+    currently_training: str | None
+    queued_indexes: list[str]
+    retrain_threshold: int
+    worker_running: bool
+    worker_pid: int = 0
+    global_training: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, status: TrainingStatus) -> "TrainingStatusAnswer":
+        """Return `status` in the contract's words."""
+        return cls(
+            training_indexes=[*status.running, *status.queued],
+            currently_training=status.running[0] if status.running else None,
+            queued_indexes=list(status.queued),
+            retrain_threshold=status.retrain_threshold,
+            worker_running=bool(status.running),
+        )
 
 
 class UpsertAnswer(Struct, frozen=True, kw_only=True):

@@ -1,5 +1,5 @@
 """Exact arithmetic on opened vectors: arrays in, arrays out."""
 
-from app.search import distance, rerank
+from app.search import calibrate, distance, profile, rerank
 
-__all__ = ["distance", "rerank"]
+__all__ = ["calibrate", "distance", "profile", "rerank"]

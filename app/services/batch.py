@@ -112,8 +112,17 @@ def _refuse_missing_vector(position: int, item: Item) -> None:
     raise errors.InvalidInput(f"Item {position} has neither a vector nor contents")
 
 
-def seal(batch: Batch, keys: IndexKeys, encoder: sketch.Encoder, precision: Precision) -> list[SealedItem]:
-    """Return the rows to store, one for each id; of items with the same id the last one counts."""
+def seal(
+    batch: Batch,
+    keys: IndexKeys,
+    encoder: sketch.Encoder,
+    precision: Precision,
+    next_encoder: sketch.Encoder | None = None,
+) -> list[SealedItem]:
+    """Return the rows to store, one for each id; of items with the same id the last one counts.
+
+    They have a second sketch by `next_encoder`, if there is one.
+    """
     item_keys = tokens.item_keys(keys.blind_key, batch.ids)
     last = list({item_key: position for position, item_key in enumerate(item_keys)}.values())
     vectors = batch.vectors
@@ -121,6 +130,7 @@ def seal(batch: Batch, keys: IndexKeys, encoder: sketch.Encoder, precision: Prec
         item_keys, vectors = [item_keys[position] for position in last], vectors[last]
     sealed_vectors = keys.vectors.seal_rows(item_keys, vectors.astype(VECTOR_DTYPES[precision]))
     sketches = encoder.encode_items(vectors, item_keys)
+    next_sketches = next_encoder.encode_items(vectors, item_keys) if next_encoder else None
     return [
         SealedItem(
             item_key,
@@ -129,8 +139,11 @@ def seal(batch: Batch, keys: IndexKeys, encoder: sketch.Encoder, precision: Prec
             sealed_vector,
             _sealed_contents(keys, item_key, batch.contents[position]),
             _sealed_metadata(keys, item_key, batch.metadata[position]),
+            None if next_sketches is None else next_sketches[row].tobytes(),
         )
-        for item_key, position, bits, sealed_vector in zip(item_keys, last, sketches, sealed_vectors, strict=True)
+        for row, (item_key, position, bits, sealed_vector) in enumerate(
+            zip(item_keys, last, sketches, sealed_vectors, strict=True)
+        )
     ]
 
 

@@ -10,6 +10,7 @@ from app.errors import ConfigurationError
 from app.services.indexes import IndexService
 from app.services.opener import IndexOpener
 from app.services.search import Searcher
+from app.services.training import TrainingService
 from app.services.users import UserService
 from app.services.vectors import VectorService
 from app.settings import Settings
@@ -24,6 +25,7 @@ class ServiceContext:
 
     settings: Settings
     indexes: IndexService
+    training: TrainingService
     vectors: VectorService
     users: UserService
 
@@ -44,13 +46,16 @@ class ServiceContext:
             await check_database(engine)
             indexes = IndexService(engine, opener, settings)
             indexes.sweep()
+            training = TrainingService(engine, opener, settings)
+            training.start()
             expiry = asyncio.create_task(_expire_keys(opener))
             try:
-                vectors = VectorService(engine, searcher, opener, settings)
-                yield cls(settings, indexes, vectors, UserService(engine, opener))
+                vectors = VectorService(engine, searcher, opener, training, settings)
+                yield cls(settings, indexes, training, vectors, UserService(engine, opener))
             finally:
                 expiry.cancel()
                 await asyncio.gather(expiry, return_exceptions=True)
+                await training.close()
                 await indexes.close()
         finally:
             searcher.close()

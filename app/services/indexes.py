@@ -10,7 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app import errors, store
 from app.crypto import keys, sketch
 from app.domain import MAX_DIMENSION, Caller, IndexAccess, IndexDescription, Metric, NewIndex
+from app.services import drift
 from app.services.opener import IndexOpener, OpenIndex
+from app.services.trainer import imbalance
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -20,6 +22,8 @@ _MIN_SKETCH_BITS = 64
 # At one half a sketch would say nothing.
 _MAX_SKETCH_NOISE = 0.4
 _RESERVED_NAME = "default"
+# So many lists are looked at to tell how even they are.
+_N_LIST_SAMPLES = 100
 
 
 class IndexService:
@@ -109,6 +113,9 @@ class IndexService:
                 await store.indexes.check_revision(connection, index)
                 n_items, n_changes = await store.indexes.count(connection, index.id)
                 n_bytes, n_ivf_bytes = await store.items.sizes(connection, index)
+                job = await store.training.job(connection, index.id)
+                sizes = await store.samples.list_sizes(connection, index, _N_LIST_SAMPLES) if index.is_trained else []
+            counts = drift.Counts(n_items, n_changes, imbalance(sizes, n_items, index.n_lists))
             return {
                 "index_name": index.name,
                 "n_items": n_items,
@@ -116,8 +123,7 @@ class IndexService:
                 "dimension": index.dimension or 0,
                 "metric": index.metric,
                 "storage_precision": index.storage_precision,
-                "n_lists": index.n_lists,
-                "trained_at": index.trained_at,
+                **drift.facts(index, counts, job, self._settings.drift_share),
                 "encoder": {
                     "version": index.encoder_version,
                     "sketch_bits": index.sketch_bits,

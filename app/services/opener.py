@@ -42,12 +42,14 @@ _TRANSIENT = (pg.DeadlockDetected, pg.SerializationFailure, pg.UndefinedTable)
 class OpenIndex:
     """An index whose key was presented; `encoder` is None until the first upsert.
 
-    With the keys of a user who may only write, no stored value opens (`keys.WriterKeys`).
+    With the keys of a user who may only write, no stored value opens (`keys.WriterKeys`). While a training moves to
+    another encoder, that is `next_encoder`, and writers use both.
     """
 
     index: Index
     keys: keys.IndexKeys
     encoder: sketch.Encoder | None
+    next_encoder: sketch.Encoder | None = None
     permissions: frozenset[Permission] = frozenset(Permission)
 
 
@@ -148,7 +150,7 @@ class IndexOpener:
             index_keys = keys.IndexKeys(unwrapped[Permission.READ], index.id)
         else:
             index_keys = self._writer_keys(index, unwrapped[Permission.WRITE])
-        return OpenIndex(index, index_keys, build_encoder(index, index_keys), frozenset(unwrapped))
+        return open_row(index, index_keys, frozenset(unwrapped))
 
     def _writer_keys(self, index: Index, write_key: bytes) -> keys.WriterKeys:
         name = hmac.digest(self._hash_key, write_key, "sha256")
@@ -183,7 +185,7 @@ class IndexOpener:
         else:
             dek = _unwrap_dek(index, kek)
             index_keys = keys.IndexKeys.derive(dek, index.id)
-            opened = OpenIndex(index, index_keys, build_encoder(index, index_keys))
+            opened = open_row(index, index_keys)
         self._opened[name] = opened
         return opened
 
@@ -201,16 +203,27 @@ def _unwrap_dek(index: Index, kek: bytes) -> bytes:
 
 
 def _with_row(opened: OpenIndex, index: Index) -> OpenIndex:
-    if opened.index.sealed_encoder == index.sealed_encoder:
+    before = opened.index
+    if (before.sealed_encoder, before.sealed_next_encoder) == (index.sealed_encoder, index.sealed_next_encoder):
         return replace(opened, index=index)
-    return replace(opened, index=index, encoder=build_encoder(index, opened.keys))
+    return open_row(index, opened.keys, opened.permissions)
 
 
-def build_encoder(index: Index, index_keys: keys.IndexKeys) -> sketch.Encoder | None:
-    """Return the encoder whose parameters are sealed in the row of `index`, if it has any yet."""
-    if index.sealed_encoder is None:
+def open_row(
+    index: Index, index_keys: keys.IndexKeys, permissions: frozenset[Permission] = frozenset(Permission)
+) -> OpenIndex:
+    """Return `index` with its keys and the encoders whose parameters are sealed in its row."""
+    encoder, next_encoder = (
+        build_encoder(index, index_keys, sealed) for sealed in (index.sealed_encoder, index.sealed_next_encoder)
+    )
+    return OpenIndex(index, index_keys, encoder, next_encoder, permissions)
+
+
+def build_encoder(index: Index, index_keys: keys.IndexKeys, sealed: bytes | None) -> sketch.Encoder | None:
+    """Return the encoder of `index` with the `sealed` parameters, if there are any."""
+    if sealed is None:
         return None
-    data = index_keys.parameters.open(aead.INDEX_LEVEL, index.sealed_encoder)
+    data = index_keys.parameters.open(aead.INDEX_LEVEL, sealed)
     return encoder_for(index, index_keys, sketch.EncoderParameters.from_bytes(data))
 
 

@@ -18,21 +18,13 @@ from app.crypto import sketch
 from app.domain import Candidate, Match, Matrix, Metadata, Vector
 from app.services.batch import VECTOR_DTYPES
 from app.services.opener import OpenIndex
+from app.services.plan import Scan
 from app.store.engine import scan_driver
 
 # Queries of a batch go to the database so many candidates at a time, which bounds the memory of a batch.
 _CANDIDATES_AT_A_TIME = 20_000
 
 _decode_metadata = msgspec.json.Decoder(dict).decode
-
-
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """What the approximate scan of a query is asked for."""
-
-    top_k: int
-    pool: int
-    n_probes: int
 
 
 class Searcher:

@@ -22,24 +22,28 @@ from app.domain import (
     UpsertOutcome,
 )
 from app.services import batch as batches
-from app.services import packed
+from app.services import packed, plan
 from app.services.opener import IndexOpener, OpenIndex, encoder_for
-from app.services.search import Scan, Searcher, open_metadata
+from app.services.search import Searcher, open_metadata
+from app.services.training import TrainingService
 from app.settings import Settings
-
-_DEFAULT_RERANK_MULT = 10
-_MAX_INT32 = 2**31 - 1
-# So many candidates make small indexes exact and cost little.
-_MIN_POOL = 200
 
 
 class VectorService:
     """What can be done to the items of an index."""
 
-    def __init__(self, engine: AsyncEngine, searcher: Searcher, opener: IndexOpener, settings: Settings) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        searcher: Searcher,
+        opener: IndexOpener,
+        training: TrainingService,
+        settings: Settings,
+    ) -> None:
         self._engine = engine
         self._searcher = searcher
         self._opener = opener
+        self._training = training
         self._settings = settings
 
     async def upsert(self, access: IndexAccess, items: Sequence[Item]) -> UpsertOutcome:
@@ -63,7 +67,9 @@ class VectorService:
     async def _write(self, opened: OpenIndex, batch: batches.Batch) -> UpsertOutcome:
         index = opened.index
         encoder = opened.encoder or _first_encoder(opened, batch.vectors)
-        rows = await asyncio.to_thread(batches.seal, batch, opened.keys, encoder, index.storage_precision)
+        rows = await asyncio.to_thread(
+            batches.seal, batch, opened.keys, encoder, index.storage_precision, opened.next_encoder
+        )
         async with self._engine.begin() as connection:
             await store.indexes.share_encoder(connection, index)
             await store.indexes.check_revision(connection, index)
@@ -71,7 +77,8 @@ class VectorService:
                 await _initialise(connection, opened, encoder)
             written = await store.items.upsert(connection, index, rows)
             await store.indexes.add_to_count(connection, index.id, n_items=written.n_new, n_changes=written.n_written)
-        return UpsertOutcome(len(batch.ids))
+            n_items = 0 if self._settings.auto_train_disabled else (await store.indexes.count(connection, index.id))[0]
+        return UpsertOutcome(len(batch.ids), await self._training.after_upsert(opened, n_items))
 
     async def query(self, access: IndexAccess, query: Query) -> list[list[Match]]:
         """Return for each query vector the items nearest to it, nearest first."""
@@ -83,22 +90,21 @@ class VectorService:
                 async with self._engine.connect() as connection:
                     await store.indexes.check_revision(connection, opened.index)
                 return [[] for _ in vectors]
+            self._training.resume_if_due(opened)
             return await self._searcher.search(opened, opened.encoder, vectors, scan, query.include)
 
         return await self._opener.with_index(access, search_index, needs=Permission.READ)
 
-    async def _plan(self, index: Index, query: Query) -> Scan:
-        top_k = _at_least(1, query.top_k, "top_k")
+    async def _plan(self, index: Index, query: Query) -> plan.Scan:
+        plan.check(query)
+        top_k = query.top_k
         if top_k > self._settings.max_top_k:
             async with self._engine.connect() as connection:
                 n_items, _ = await store.indexes.count(connection, index.id)
             top_k = max(1, min(top_k, n_items))
             if top_k > self._settings.max_top_k:
                 raise errors.InvalidInput(f"top_k can be at most {self._settings.max_top_k}")
-        rerank_mult = _at_least(0, query.rerank_mult, "rerank_mult")
-        n_probes = _at_least(0, query.n_probes, "n_probes")
-        pool = max(_MIN_POOL, top_k * (rerank_mult or (_DEFAULT_RERANK_MULT if query.rerank_mult is None else 1)))
-        return Scan(top_k, pool, min(n_probes or index.n_lists, index.n_lists))
+        return plan.scan(index, query, top_k, self._settings.target_recall)
 
     async def get(self, access: IndexAccess, ids: Sequence[str], include: frozenset[str]) -> list[StoredItem]:
         """Return the stored items among `ids`, in the order asked for and as often."""
@@ -187,15 +193,6 @@ def _query_matrix(query: Query, index: Index) -> Matrix:
     vectors = given if isinstance(given, np.ndarray) else batches.to_matrix(given, "Query")
     batches.check_dimension(vectors, index)
     return vectors
-
-
-def _at_least(minimum: int, value: int | None, name: str) -> int:
-    """Return `value`, or 0 for None. Raises `InvalidInput` when it is out of range."""
-    if value is None:
-        return 0
-    if not minimum <= value <= _MAX_INT32:
-        raise errors.InvalidInput(f"{name} must be between {minimum} and {_MAX_INT32}")
-    return value
 
 
 def _open_item(opened: OpenIndex, item_id: str, row: store.items.SealedFields, include: frozenset[str]) -> StoredItem:

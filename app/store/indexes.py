@@ -14,9 +14,6 @@ from app import errors
 from app.domain import Index, Metric, Precision
 from app.store.tables import dropped_indexes, indexes, item_counts
 
-# Everything of a row but what only training needs.
-COLUMNS = [column for column in indexes.c if column.name != "sealed_next_encoder"]
-
 
 class StaleIndex(Exception):
     """What the caller knows of an index is no longer true; it reads the row again and starts over."""
@@ -34,14 +31,23 @@ async def create(connection: AsyncConnection, values: dict[str, Any]) -> None:
 
 async def by_name(connection: AsyncConnection, name: str) -> Index | None:
     """Return the index called `name`, if there is one."""
-    row = (await connection.execute(sa.select(*COLUMNS).where(indexes.c.name == name))).one_or_none()
+    return await _one(connection, indexes.c.name == name)
+
+
+async def by_id(connection: AsyncConnection, index_id: UUID) -> Index | None:
+    """Return the index with this id, if it still exists."""
+    return await _one(connection, indexes.c.id == index_id)
+
+
+async def _one(connection: AsyncConnection, condition: sa.ColumnElement[bool]) -> Index | None:
+    row = (await connection.execute(sa.select(indexes).where(condition))).one_or_none()
     if row is None:
         return None
     return to_index(dict(row._mapping))  # noqa: SLF001 - SQLAlchemy's documented way to a mapping
 
 
 def to_index(facts: dict[str, Any]) -> Index:
-    """Return the index whose row holds `facts`, the values of `COLUMNS` by name."""
+    """Return the index whose row holds `facts`, by name."""
     facts["metric"] = Metric(facts["metric"])
     facts["storage_precision"] = Precision(facts["storage_precision"])
     return Index(**facts)

@@ -46,18 +46,19 @@ async def upsert(connection: AsyncConnection, index: Index, rows: Sequence[Seale
     async with driver(connection) as raw:
         sketch, other_sketch = sketch_column(index.encoder_version), sketch_column(index.encoder_version + 1)
         await raw.execute(
-            "CREATE TEMPORARY TABLE incoming (item_key bytea, sealed_id bytea, sketch varbit, sealed_vector bytea,"
-            " sealed_contents bytea, sealed_metadata bytea) ON COMMIT DROP"
+            "CREATE TEMPORARY TABLE incoming (item_key bytea, sealed_id bytea, sketch varbit, next_sketch varbit,"
+            " sealed_vector bytea, sealed_contents bytea, sealed_metadata bytea) ON COMMIT DROP"
         )
         async with raw.cursor() as cursor:
             async with cursor.copy("COPY incoming FROM STDIN (FORMAT BINARY)") as copy:
-                copy.set_types(["bytea", "bytea", "varbit", "bytea", "bytea", "bytea"])
+                copy.set_types(["bytea", "bytea", "varbit", "varbit", "bytea", "bytea", "bytea"])
                 for row in rows:
                     await copy.write_row(
                         (
                             row.item_key,
                             row.sealed_id,
                             VarBit(row.sketch),
+                            None if row.next_sketch is None else VarBit(row.next_sketch),
                             row.sealed_vector,
                             row.sealed_contents,
                             row.sealed_metadata,
@@ -67,11 +68,14 @@ async def upsert(connection: AsyncConnection, index: Index, rows: Sequence[Seale
                 f"""
                 WITH written AS (
                     INSERT INTO {partition_name(index.id)} AS stored
-                        (index_id, item_key, sealed_id, {sketch}, sealed_vector, sealed_contents, sealed_metadata)
-                    SELECT %s, item_key, sealed_id, sketch, sealed_vector, sealed_contents, sealed_metadata
+                        (index_id, item_key, sealed_id, {sketch}, {other_sketch}, sealed_vector, sealed_contents,
+                         sealed_metadata)
+                    SELECT %s, item_key, sealed_id, sketch, next_sketch, sealed_vector, sealed_contents,
+                        sealed_metadata
                     FROM incoming ORDER BY item_key
                     ON CONFLICT (index_id, item_key) DO UPDATE SET
-                        sealed_id = excluded.sealed_id, {sketch} = excluded.{sketch}, {other_sketch} = NULL,
+                        sealed_id = excluded.sealed_id, {sketch} = excluded.{sketch},
+                        {other_sketch} = excluded.{other_sketch},
                         sealed_vector = excluded.sealed_vector, sealed_contents = excluded.sealed_contents,
                         sealed_metadata = excluded.sealed_metadata, updated_at = now()
                     RETURNING xmax = 0 AS is_new

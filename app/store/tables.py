@@ -86,6 +86,23 @@ indexes = sa.Table(
     sa.Column("requested_n_lists", sa.Integer, comment="IVF lists the client asked for at creation"),
     sa.Column("trained_at", TIMESTAMP(timezone=True), comment="When the last training ended; null before the first"),
     sa.Column("profile", JSONB, comment="Search profile: recall by probes and pool, measured by the last training"),
+    sa.Column(
+        "n_items_at_training",
+        sa.BigInteger,
+        comment="Number of items when the last training began to build; null before the first",
+    ),
+    sa.Column(
+        "n_changes_at_training",
+        sa.BigInteger,
+        comment="Count of changes when the last training began to build; null before the first",
+    ),
+    sa.Column(
+        "is_training_due",
+        sa.Boolean,
+        nullable=False,
+        server_default=sa.false(),
+        comment="A training has begun and not succeeded: a request that holds the key starts it again",
+    ),
     sa.Column("embedding_model", sa.Text, comment="Model that embeds contents, if any"),
     sa.Column("index_config", JSONB, comment="The index_config an older client sent at creation"),
     sa.Column(
@@ -198,6 +215,82 @@ dropped_indexes = sa.Table(
         "dropped_at", TIMESTAMP(timezone=True), nullable=False, server_default=_NOW, comment="When it was deleted"
     ),
     comment="Deleted indexes whose partition is not yet gone; normally empty",
+)
+
+training_jobs = sa.Table(
+    "training_jobs",
+    metadata,
+    sa.Column(
+        "index_id",
+        PG_UUID(as_uuid=True),
+        sa.ForeignKey("indexes.id", ondelete="CASCADE"),
+        primary_key=True,
+        comment="The index that is trained",
+    ),
+    sa.Column("claim", PG_UUID(as_uuid=True), nullable=False, comment="Random name of the trainer that holds the job"),
+    sa.Column("state", sa.Text, nullable=False, comment="queued, running, succeeded, failed or interrupted"),
+    sa.Column(
+        "queued_at",
+        TIMESTAMP(timezone=True),
+        nullable=False,
+        server_default=_NOW,
+        comment="When the training was asked for; the queue is in this order",
+    ),
+    sa.Column("started_at", TIMESTAMP(timezone=True), comment="When the training began; null while it is queued"),
+    sa.Column(
+        "heartbeat_at",
+        TIMESTAMP(timezone=True),
+        nullable=False,
+        server_default=_NOW,
+        comment="The trainer's last sign of life; a queued or running job without one for 30 s belongs to nobody",
+    ),
+    sa.Column(
+        "phase",
+        sa.Text,
+        nullable=False,
+        comment="waiting, fitting, encoding, building, calibrating, swapping or cleaning",
+    ),
+    sa.Column("progress", sa.Integer, nullable=False, comment="Per cent of the training that is done"),
+    sa.Column("generation", sa.Integer, nullable=False, comment="Generation of the ivfflat index that is being built"),
+    sa.Column(
+        "requested_n_lists", sa.Integer, comment="IVF lists the client asked for; null for as many as fit the items"
+    ),
+    sa.Column("n_failures", sa.Integer, nullable=False, comment="Trainings that failed since one succeeded"),
+    sa.Column("failure", sa.Text, comment="Why the last training failed; null when it did not"),
+    sa.Column(
+        "next_attempt_at",
+        TIMESTAMP(timezone=True),
+        comment="No automatic training before; null when one may start at once",
+    ),
+    comment="The last training of each index that was ever asked for, and how far it is",
+)
+
+trainings = sa.Table(
+    "trainings",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True, comment="Number of the training"),
+    sa.Column(
+        "index_id",
+        PG_UUID(as_uuid=True),
+        sa.ForeignKey("indexes.id", ondelete="CASCADE"),
+        nullable=False,
+        index=True,
+        comment="The index that was trained",
+    ),
+    sa.Column("started_at", TIMESTAMP(timezone=True), nullable=False, comment="When the training began"),
+    sa.Column(
+        "finished_at", TIMESTAMP(timezone=True), nullable=False, server_default=_NOW, comment="When the training ended"
+    ),
+    sa.Column("outcome", sa.Text, nullable=False, comment="succeeded, failed or interrupted"),
+    sa.Column("failure", sa.Text, comment="Why it failed; null when it did not"),
+    sa.Column("generation", sa.Integer, comment="Generation of the ivfflat index it built"),
+    sa.Column(
+        "n_items", sa.BigInteger, comment="Number of items when it began to build; null when it did not get there"
+    ),
+    sa.Column("n_lists", sa.Integer, comment="IVF lists it made; null when it did not get there"),
+    sa.Column("encoder_version", sa.SmallInteger, comment="Version of the encoder it built for"),
+    sa.Column("recall", sa.Double, comment="Measured recall@10 at the default target; null when it was not measured"),
+    comment="Every training that has ended, the newest with the highest number",
 )
 
 

@@ -40,12 +40,12 @@ async def of_index(connection: AsyncConnection, index_id: UUID) -> list[User]:
 
 async def by_id(connection: AsyncConnection, user_id: bytes) -> tuple[User, Index] | None:
     """Return a user and its index as they are now, if there is such a user."""
-    statement = sa.select(*_COLUMNS, *index_rows.COLUMNS).join(indexes, indexes.c.id == users.c.index_id)
+    statement = sa.select(*_COLUMNS, *indexes.c).join(indexes, indexes.c.id == users.c.index_id)
     row = (await connection.execute(statement.where(users.c.user_id == user_id))).one_or_none()
     if row is None:
         return None
     n_columns = len(_COLUMNS)
-    facts = dict(zip((column.name for column in index_rows.COLUMNS), row[n_columns:], strict=True))
+    facts = dict(zip((column.name for column in indexes.c), row[n_columns:], strict=True))
     return _user(*row[:n_columns]), index_rows.to_index(facts)
 
 

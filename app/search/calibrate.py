@@ -1,0 +1,165 @@
+"""Recall by probes and pool, measured on stored items: which setting of a search is the cheapest that keeps a promise.
+
+The exact neighbours of a few sampled items are found by looking at every vector once (`Neighbours`); PostgreSQL then
+says at which place of the candidates each of them comes, for a growing number of probes. A pool of P candidates
+finds those whose place is at most P, so one scan tells the recall of every pool.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.domain import Matrix, Metric
+from app.search.profile import Point
+
+# A search is measured for these, and taken to lie between them for every other number of results.
+TOP_KS = (10, 100)
+MAX_POOL = 2_000
+
+_POOL_STEP = 1.2
+# Recall measured on a sample is uncertain; a promise is kept if the recall is above it by so many standard errors.
+_STANDARD_ERRORS = 1.5
+# Past this, more probes are not worth measuring.
+_ENOUGH = 0.997
+# Distances this close are equal: then it is a matter of taste which item is the nearer.
+_TIE = 1e-6
+_MIN_CLEAR_QUERIES = 30
+
+# Time of a search in microseconds, measured on one core: reading a sketch of 768 bits, and fetching, opening and
+# comparing a candidate of 384 numbers.
+_SCAN_US_PER_BIT = 0.27 / 768
+_CANDIDATE_US = 5.0
+_CANDIDATE_US_PER_NUMBER = 3.0 / 384
+
+
+class Neighbours:
+    """The exact nearest neighbours of a few items among all, which are shown a chunk at a time.
+
+    Memory does not grow with the number of items. Vectors are compared after `mean` and `scale` are taken out,
+    which changes no order and keeps float32 from overflowing or cancelling.
+    """
+
+    def __init__(self, metric: Metric, item_keys: Sequence[bytes], queries: Matrix, mean: Matrix, scale: float) -> None:
+        self._metric, self._mean, self._scale = metric, mean, scale
+        self._own = {item_key: row for row, item_key in enumerate(item_keys)}
+        self._queries = self._prepared(queries)
+        # One more than is asked for shows whether the last place is shared.
+        shape = (len(queries), max(TOP_KS) + 1)
+        self._distances = np.full(shape, np.inf, np.float32)
+        self._item_keys = np.zeros(shape, "V16")
+
+    def add(self, item_keys: Sequence[bytes], vectors: Matrix) -> None:
+        """Look at some items: their keys and vectors (n, d)."""
+        rows = self._prepared(vectors)
+        distances = -2 * (self._queries @ rows.T)
+        distances += np.vecdot(rows, rows)
+        for position, item_key in enumerate(item_keys):
+            if item_key in self._own:
+                distances[self._own[item_key], position] = np.inf
+        n_kept = self._distances.shape[1]
+        if len(item_keys) > n_kept:
+            near = np.argpartition(distances, n_kept - 1, axis=1)[:, :n_kept]
+        else:
+            near = np.broadcast_to(np.arange(len(item_keys)), distances.shape)
+        keys = np.frombuffer(b"".join(item_keys), "V16")[near]
+        together = np.concatenate([self._distances, np.take_along_axis(distances, near, axis=1)], axis=1)
+        keys = np.concatenate([self._item_keys, keys], axis=1)
+        order = np.argsort(together, axis=1, kind="stable")[:, :n_kept]
+        self._distances = np.take_along_axis(together, order, axis=1)
+        self._item_keys = np.take_along_axis(keys, order, axis=1)
+
+    def item_keys(self) -> list[list[bytes]]:
+        """Return the keys of the neighbours of each item, nearest first, as many as `TOP_KS` asks for at most."""
+        counts = np.isfinite(self._distances[:, :-1]).sum(axis=1)
+        return [[key.tobytes() for key in row[:n]] for row, n in zip(self._item_keys, counts, strict=True)]
+
+    def clear(self, top_k: int) -> NDArray[np.bool_]:
+        """Return for which items it is clear who the `top_k` nearest are: shape (n,).
+
+        Among copies of one item it is not, and whether a search returns this or that copy says nothing of its recall.
+        """
+        last, following = self._distances[:, top_k - 1], self._distances[:, top_k]
+        spread = np.maximum(np.abs(last), 1)
+        clear: NDArray[np.bool_] = ~(np.isfinite(following) & (following - last <= _TIE * spread))
+        return clear if clear.sum() >= _MIN_CLEAR_QUERIES else np.ones_like(clear)
+
+    def _prepared(self, vectors: Matrix) -> Matrix:
+        rows = vectors.astype(np.float64)
+        if self._metric is Metric.COSINE:
+            norms = np.sqrt(np.vecdot(rows, rows))[:, None]
+            norms[norms == 0] = 1
+            # Half the squared distance of unit vectors is the cosine distance, with or without their mean.
+            rows /= norms
+        else:
+            rows = (rows - self._mean) / self._scale
+        prepared: Matrix = rows.astype(np.float32)
+        return prepared
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What decides the cost of a search."""
+
+    n_items: int
+    n_lists: int
+    dimension: int
+    sketch_bits: int
+
+    def cost_us(self, n_probes: int, pool: int) -> float:
+        """Return roughly how many microseconds a search takes."""
+        n_scanned = self.n_items * min(1.0, n_probes / self.n_lists)
+        per_candidate = _CANDIDATE_US + _CANDIDATE_US_PER_NUMBER * self.dimension
+        return n_scanned * _SCAN_US_PER_BIT * self.sketch_bits + pool * per_candidate
+
+
+def probe_counts(n_lists: int) -> Iterator[int]:
+    """Yield numbers of probes to measure, growing: powers of two, and from 16 on one between each two."""
+    n_probes = 1
+    while n_probes < n_lists:
+        yield n_probes
+        between = n_probes * 3 // 2
+        if n_probes >= 16 and between < n_lists:  # noqa: PLR2004 - below, the next power is near enough
+            yield between
+        n_probes *= 2
+    yield n_lists
+
+
+def measure(n_probes: int, ranks: NDArray[np.float32], clear: NDArray[np.bool_], top_k: int) -> list[Point]:
+    """Return the recall@`top_k` with `n_probes` for every pool worth asking for.
+
+    `ranks` (n, neighbours) are the places of the exact neighbours among the candidates, infinite for those not found.
+    """
+    near = ranks[clear, :top_k]
+    if not near.size:
+        return []
+    points = []
+    for pool in _pools(top_k):
+        recalls = (near <= pool).mean(axis=1)
+        error = _STANDARD_ERRORS * float(recalls.std()) / len(recalls) ** 0.5
+        recall = float(recalls.mean())
+        points.append(Point(n_probes, pool, round(recall, 4), round(recall - error, 4)))
+    return points
+
+
+def is_enough(points: Sequence[Point]) -> bool:
+    """Whether no more probes need measuring."""
+    return not points or max(point.lower for point in points) >= _ENOUGH
+
+
+def cheapest(points: Sequence[Point], workload: Workload) -> list[Point]:
+    """Return the points of which no other has more recall for less time, in the order of both."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda point: workload.cost_us(point.n_probes, point.pool)):
+        if not kept or point.lower > kept[-1].lower:
+            kept.append(point)
+    return kept
+
+
+def _pools(top_k: int) -> Iterator[int]:
+    pool = float(top_k)
+    while pool < MAX_POOL:
+        yield round(pool)
+        pool *= _POOL_STEP
+    yield MAX_POOL

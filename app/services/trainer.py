@@ -1,0 +1,450 @@
+"""The steps of one training.
+
+What needs the index key and what does not are apart: fitting the encoder, filling in its sketches and the calibration
+open vectors; the build and the swap do not.
+
+While they run, upserts, queries and deletes go on with the ivfflat index of before. Arithmetic is done in threads, a
+few milliseconds at a time, so that requests of the same worker get their turn in between.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app import errors, search, store
+from app.crypto import aead, sketch
+from app.domain import Index, Matrix, TrainingResult
+from app.search import calibrate
+from app.services import batch as batches
+from app.services.opener import OpenIndex, open_row
+from app.settings import Settings
+from app.store.engine import maintenance_connection
+from app.store.samples import SealedVector
+from app.store.training import Build, Claim, ClaimLost
+
+logger = logging.getLogger(__name__)
+
+MAX_LISTS = 32_768
+# Searching fewer items than this takes less than a millisecond without lists.
+MIN_ITEMS = 1_000
+
+_FIRST_FITTED_VERSION = 1
+_SAMPLE_ITEMS = 20_000
+_SAMPLE_BYTES = 32 * 1024 * 1024
+_MIN_SAMPLE = 256
+# So much is read from the database at a time, and so much of it opened without a break.
+_CHUNK_BYTES = 4 * 1024 * 1024
+_MAX_CHUNK = 2_000
+_SLICE_BYTES = 400 * 1024
+_N_QUERIES = 200
+_QUERIES_AT_A_TIME = 20
+_MB = 1024 * 1024
+_ATTEMPTS = 5
+
+# pgvector draws so many samples for its k-means: 50 a list, at least 10,000.
+_SAMPLES_A_LIST = 50
+_MIN_SAMPLES = 10_000
+
+
+# Phases, and the per cent of a training that each takes.
+_SHARES = {
+    "fitting": (0, 5),
+    "encoding": (5, 40),
+    "building": (40, 65),
+    "calibrating": (65, 97),
+    "swapping": (97, 98),
+    "cleaning": (98, 100),
+}
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a training is, for its heartbeat to report."""
+
+    phase: str = "waiting"
+    percent: int = 0
+
+    def enter(self, phase: str) -> None:
+        """Begin a phase."""
+        self.phase = phase
+        self.advance(0)
+
+    def advance(self, share: float) -> None:
+        """Say which share of the phase is done."""
+        start, end = _SHARES[self.phase]
+        self.percent = round(start + (end - start) * min(1.0, max(0.0, share)))
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training: of which index, with its keys if someone brought them, and what was asked for."""
+
+    claim: Claim
+    generation: int
+    opened: OpenIndex | None
+    requested_n_lists: int | None
+    progress: Progress = field(default_factory=Progress)
+
+
+class Trainer:
+    """Trains indexes; what it knows of a single training is in its `Job`."""
+
+    def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
+        self._engine = engine
+        self._settings = settings
+
+    async def train(self, job: Job) -> TrainingResult | None:
+        """Train an index that is claimed. Returns None when it has too few items to need it.
+
+        Raises `ClaimLost` when the claim or the index is gone, `TrainingFailed` with a reason for the caller.
+        """
+        index = await self._read(job)
+        async with self._engine.connect() as connection:
+            n_items, n_changes = await store.indexes.count(connection, index.id)
+        n_lists = self._choose_n_lists(index, n_items, job.requested_n_lists)
+        await self.drop_leftovers(job.claim.index_id)
+        if n_lists is None or index.sketch_bits is None:
+            return None
+        if job.opened is not None:
+            index = await self._fit(job, index)
+        is_new_encoder = job.opened is not None and index.sealed_next_encoder is not None
+        result = TrainingResult(
+            generation=job.generation,
+            n_lists=n_lists,
+            encoder_version=index.encoder_version + is_new_encoder,
+            n_items=n_items,
+            n_changes=n_changes,
+        )
+        await self._build(job, index, result)
+        if job.opened is not None:
+            result = await self._calibrate(job, index, result)
+        await self._swap(job, index, result)
+        return result
+
+    async def _read(self, job: Job) -> Index:
+        async with self._engine.connect() as connection:
+            index = await store.indexes.by_id(connection, job.claim.index_id)
+        if index is None:
+            raise ClaimLost
+        return index
+
+    # ------------------------------------------------------------ how many lists
+
+    def _choose_n_lists(self, index: Index, n_items: int, requested: int | None) -> int | None:
+        """Return how many lists to make, None for an index that is better left alone. Raises `TrainingFailed`."""
+        if n_items < min(MIN_ITEMS, self._settings.retrain_threshold + 1):
+            return None
+        if requested is None and index.requested_n_lists is not None:
+            is_enough = n_items <= index.requested_n_lists * self._settings.retrain_threshold
+            requested = index.requested_n_lists if is_enough else None
+        n_lists = requested or automatic_n_lists(n_items)
+        if 2 * n_lists > n_items:
+            return None
+        if n_lists > MAX_LISTS:
+            raise errors.TrainingRefused(f"an index can have at most {MAX_LISTS} lists")
+        limit = self._settings.training_memory_mb
+        while build_memory_mb(n_items, index.sketch_bits or 0, n_lists) > limit:
+            if requested:
+                needed = build_memory_mb(n_items, index.sketch_bits or 0, n_lists)
+                raise errors.TrainingRefused(
+                    f"{n_lists} lists need {needed} MB of memory in the database, SEALDEX_TRAINING_MEMORY_MB is {limit}"
+                )
+            n_lists //= 2
+        return n_lists
+
+    # ------------------------------------------------------------ encoder
+
+    async def _fit(self, job: Job, index: Index) -> Index:
+        """Move to an encoder that is fitted to the vectors, if the index has none: once in its life."""
+        assert job.opened is not None  # noqa: S101 - the caller has the keys
+        if index.encoder_version >= _FIRST_FITTED_VERSION:
+            return index
+        if index.sealed_next_encoder is None:
+            job.progress.enter("fitting")
+            await self._announce(job, await self._fit_encoder(job, open_row(index, job.opened.keys)))
+            index = await self._read(job)
+        job.progress.enter("encoding")
+        await self._fill_sketches(job, open_row(index, job.opened.keys))
+        return index
+
+    async def _fit_encoder(self, job: Job, opened: OpenIndex) -> sketch.EncoderParameters:
+        """Return the next encoder's parameters. Item keys are pseudo-random: the first items are a fair sample."""
+        index = opened.index
+        dimension = index.dimension or 1
+        n_wanted = min(_SAMPLE_ITEMS, max(_MIN_SAMPLE, _SAMPLE_BYTES // (4 * dimension)))
+        parts: list[Matrix] = []
+        last = b""
+        n_read = 0
+        while n_read < n_wanted:
+            limit = min(_chunk_items(dimension), n_wanted - n_read)
+            async with self._engine.connect() as connection:
+                rows = await store.samples.vectors_after(connection, index, last, limit)
+            if not rows:
+                break
+            parts.append(await _open(opened, rows))
+            last, n_read = rows[-1][0], n_read + len(rows)
+            job.progress.advance(n_read / n_wanted)
+        sample = np.concatenate(parts) if parts else np.empty((0, dimension), np.float32)
+        version = index.encoder_version + 1
+        return await asyncio.to_thread(sketch.EncoderParameters.fit, version, index.metric, sample)
+
+    async def _announce(self, job: Job, parameters: sketch.EncoderParameters) -> None:
+        assert job.opened is not None  # noqa: S101 - the caller has the keys
+        sealed = job.opened.keys.parameters.seal(aead.INDEX_LEVEL, parameters.to_bytes())
+        index = await self._read(job)
+        async with self._engine.begin() as connection:
+            await store.indexes.own_encoder(connection, index.id)
+            await store.training.announce_encoder(connection, job.claim, index, sealed)
+
+    async def _fill_sketches(self, job: Job, opened: OpenIndex) -> None:
+        """Give every item that was stored before the next encoder was announced its second sketch."""
+        index, encoder = opened.index, opened.next_encoder
+        assert encoder is not None  # noqa: S101 - it was announced before
+        last, limit = b"", _chunk_items(encoder.dimension)
+        version = index.encoder_version + 1
+        while True:
+            async with self._engine.connect() as connection:
+                rows = await store.samples.vectors_after(connection, index, last, limit, lacking=version)
+            if not rows:
+                return
+            sketches: list[bytes] = []
+            for part in _slices(rows, encoder.dimension):
+                sketches += await asyncio.to_thread(_encode, opened, encoder, part)
+            await self._write_sketches(index, version, [item_key for item_key, _ in rows], sketches)
+            last = rows[-1][0]
+            # Item keys are spread evenly, so a key tells how far it is.
+            job.progress.advance(int.from_bytes(last[:2], "big") / 0x10000)
+
+    async def _write_sketches(
+        self, index: Index, version: int, item_keys: Sequence[bytes], sketches: Sequence[bytes]
+    ) -> None:
+        for attempt in range(_ATTEMPTS):
+            try:
+                async with self._engine.begin() as connection:
+                    await store.samples.write_sketches(connection, index, version, item_keys, sketches)
+            except store.samples.Collision:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                await asyncio.sleep(0.05 * 2**attempt)
+            else:
+                return
+
+    # ------------------------------------------------------------ ivfflat index; no key is needed
+
+    async def drop_leftovers(self, claimed: UUID | None = None) -> None:
+        """Drop ivfflat indexes that trainings have left: broken, unfinished or out of use.
+
+        The index `claimed` is the caller's; of others, those are left alone that somebody is training.
+        """
+        async with self._engine.connect() as connection:
+            names = await store.training.leftovers(connection, claimed=claimed)
+        if names:
+            async with maintenance_connection(self._settings, self._dsn) as connection:
+                for name in names:
+                    await store.training.drop_ivf(connection, name)
+
+    @property
+    def _dsn(self) -> str:
+        dsn = self._settings.maintenance_database_url or self._settings.database_url
+        assert dsn is not None  # noqa: S101 - the service does not start without one
+        return dsn
+
+    async def _build(self, job: Job, index: Index, result: TrainingResult) -> None:
+        job.progress.enter("building")
+        bits = index.sketch_bits or 0
+        memory_mb = build_memory_mb(result.n_items, bits, result.n_lists)
+        wanted = Build(index.id, result.generation, result.encoder_version, bits, result.n_lists, memory_mb)
+        watch = asyncio.create_task(self._watch_build(job))
+        try:
+            async with maintenance_connection(self._settings, self._dsn) as connection:
+                await store.training.build(connection, wanted)
+                if not await store.training.is_valid(connection, index.id, result.generation):
+                    raise errors.TrainingFailed("PostgreSQL left the new index invalid")
+        except DBAPIError as error:
+            if await self._is_gone(job):
+                raise ClaimLost from error
+            raise errors.TrainingFailed(store.training.reason(error)) from error
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+
+    async def _watch_build(self, job: Job) -> None:
+        while True:
+            await asyncio.sleep(1)
+            async with self._engine.connect() as connection:
+                job.progress.advance(await store.training.build_progress(connection, job.claim.index_id))
+
+    async def _is_gone(self, job: Job) -> bool:
+        async with self._engine.connect() as connection:
+            return await store.indexes.by_id(connection, job.claim.index_id) is None
+
+    async def _swap(self, job: Job, index: Index, result: TrainingResult) -> None:
+        job.progress.enter("swapping")
+        async with self._engine.begin() as connection:
+            await store.training.swap(connection, job.claim, index, result)
+        job.progress.enter("cleaning")
+        await self.drop_leftovers(job.claim.index_id)
+        async with maintenance_connection(self._settings, self._dsn) as connection:
+            await store.training.analyze(connection, index.id)
+
+    # ------------------------------------------------------------ calibration
+
+    async def _calibrate(self, job: Job, index: Index, result: TrainingResult) -> TrainingResult:
+        """Return `result` with the search profile of the index it has built, which no query uses yet."""
+        assert job.opened is not None  # noqa: S101 - the caller has the keys
+        job.progress.enter("calibrating")
+        opened = open_row(index, job.opened.keys)
+        encoder = opened.next_encoder or opened.encoder
+        assert encoder is not None  # noqa: S101 - an index with items has an encoder
+        built = replace(
+            index, generation=result.generation, n_lists=result.n_lists, encoder_version=result.encoder_version
+        )
+        calibration = await self._neighbours(job, replace(opened, index=built), encoder)
+        points = await self._measure(job, built, calibration)
+        async with self._engine.connect() as connection:
+            sizes = await store.samples.list_sizes(connection, built, _N_QUERIES)
+        profile = _profile(points, built, result.n_items, sizes, self._settings.target_recall)
+        return replace(result, profile=profile, recall=profile["recall"])
+
+    async def _neighbours(self, job: Job, opened: OpenIndex, encoder: sketch.Encoder) -> "_Calibration":
+        """Find the exact neighbours of some items among all others."""
+        index = opened.index
+        limit = _chunk_items(encoder.dimension)
+        async with self._engine.connect() as connection:
+            rows = await store.samples.vectors_after(connection, index, b"", _N_QUERIES)
+            queries = await _open(opened, rows)
+            item_keys = [item_key for item_key, _ in rows]
+            parameters = encoder.parameters
+            neighbours = calibrate.Neighbours(index.metric, item_keys, queries, parameters.mean, parameters.scale)
+            n_seen, n_items = 0, max(1, (await store.indexes.count(connection, index.id))[0])
+            async for chunk in store.samples.all_vectors(connection, index, limit):
+                vectors = await _open(opened, chunk)
+                await asyncio.to_thread(neighbours.add, [item_key for item_key, _ in chunk], vectors)
+                n_seen += len(chunk)
+                job.progress.advance(0.3 * n_seen / n_items)
+        sketches = await asyncio.to_thread(encoder.encode_queries, queries)
+        return _Calibration(neighbours, [row.tobytes() for row in sketches])
+
+    async def _measure(
+        self, job: Job, index: Index, calibration: "_Calibration"
+    ) -> dict[int, list[search.profile.Point]]:
+        """Return the recall of searches for each of `calibrate.TOP_KS`, by probes and pool."""
+        points: dict[int, list[search.profile.Point]] = {top_k: [] for top_k in calibrate.TOP_KS}
+        for n_probes in calibrate.probe_counts(index.n_lists):
+            ranks = await self._ranks(index, calibration, n_probes)
+            job.progress.advance(0.3 + 0.7 * math.log(n_probes + 1) / math.log(index.n_lists + 1))
+            measured = [
+                calibrate.measure(n_probes, ranks, calibration.neighbours.clear(top_k), top_k) for top_k in points
+            ]
+            for top_k, new in zip(points, measured, strict=True):
+                points[top_k] += new
+            if all(map(calibrate.is_enough, measured)):
+                break
+        return points
+
+    async def _ranks(self, index: Index, calibration: "_Calibration", n_probes: int) -> np.ndarray[Any, Any]:
+        """Return the place of each exact neighbour among the candidates, (queries, neighbours); infinite if absent."""
+        neighbours = calibration.neighbours.item_keys()
+        width = max(map(len, neighbours), default=0)
+        ranks = np.full((len(neighbours), width), np.inf, np.float32)
+        for start in range(0, len(neighbours), _QUERIES_AT_A_TIME):
+            part = slice(start, start + _QUERIES_AT_A_TIME)
+            async with self._engine.connect() as connection:
+                found = await store.samples.ranks(
+                    connection,
+                    index,
+                    calibration.sketches[part],
+                    neighbours[part],
+                    pool=calibrate.MAX_POOL,
+                    n_probes=n_probes,
+                )
+            for query, neighbour, rank in found:
+                ranks[start + query, neighbour] = rank
+        return ranks
+
+
+@dataclass(frozen=True, slots=True)
+class _Calibration:
+    """Sampled items: their exact neighbours, and their sketches as those of queries."""
+
+    neighbours: calibrate.Neighbours
+    sketches: Sequence[bytes]
+
+
+def automatic_n_lists(n_items: int) -> int:
+    """Return the contract's number of lists: a power of two near the square root of the number of items."""
+    magnitude = max(1, n_items).bit_length() - 1
+    return min(MAX_LISTS, 1 << (magnitude + 1) // 2)
+
+
+def build_memory_mb(n_items: int, sketch_bits: int, n_lists: int) -> int:
+    """Return the `maintenance_work_mem` that pgvector's k-means needs, with some room.
+
+    pgvector's `ComputeMemory` in ivfkmeans.c: samples, centres twice, bounds of every sample to every centre,
+    distances between centres.
+    """
+    n_samples = min(max(_MIN_SAMPLES, _SAMPLES_A_LIST * n_lists), max(n_items, 1))
+    item_bytes = sketch_bits // 8 + 8
+    n_bytes = 4 * n_samples * n_lists + 4 * n_lists**2 + n_samples * item_bytes + 2 * n_lists * item_bytes
+    n_bytes += 4 * n_lists * sketch_bits
+    return max(64, math.ceil(1.25 * n_bytes / _MB))
+
+
+def _chunk_items(dimension: int) -> int:
+    return max(1, min(_MAX_CHUNK, _CHUNK_BYTES // (4 * dimension)))
+
+
+def _slices(rows: Sequence[SealedVector], dimension: int) -> list[Sequence[SealedVector]]:
+    step = max(1, _SLICE_BYTES // (4 * dimension))
+    return [rows[start : start + step] for start in range(0, len(rows), step)]
+
+
+async def _open(opened: OpenIndex, rows: Sequence[SealedVector]) -> Matrix:
+    """Open vectors in a thread, with breaks in which other requests get the interpreter."""
+    dimension = opened.index.dimension or 1
+    parts = [await asyncio.to_thread(_open_slice, opened, part) for part in _slices(rows, dimension)]
+    return np.concatenate(parts) if parts else np.empty((0, dimension), np.float32)
+
+
+def _open_slice(opened: OpenIndex, rows: Sequence[SealedVector]) -> Matrix:
+    item_keys, sealed = [item_key for item_key, _ in rows], [value for _, value in rows]
+    dtype = batches.VECTOR_DTYPES[opened.index.storage_precision]
+    vectors = opened.keys.vectors.open_rows(item_keys, sealed, dtype, opened.index.dimension or 1)
+    return vectors.astype(np.float32, copy=False)
+
+
+def _encode(opened: OpenIndex, encoder: sketch.Encoder, rows: Sequence[SealedVector]) -> list[bytes]:
+    vectors = _open_slice(opened, rows)
+    return [bits.tobytes() for bits in encoder.encode_items(vectors, [item_key for item_key, _ in rows])]
+
+
+def _profile(
+    points: dict[int, list[search.profile.Point]], index: Index, n_items: int, sizes: Sequence[int], target: float
+) -> dict[str, Any]:
+    """Return what the row of the index keeps of a calibration."""
+    workload = calibrate.Workload(n_items, index.n_lists, index.dimension or 1, index.sketch_bits or 0)
+    kept = {top_k: calibrate.cheapest(measured, workload) for top_k, measured in points.items()}
+    at_ten = kept[calibrate.TOP_KS[0]]
+    reached = next((point for point in at_ten if point.lower >= target), at_ten[-1] if at_ten else None)
+    return {
+        "n_items": n_items,
+        "target": target,
+        "recall": reached.recall if reached else None,
+        "imbalance": imbalance(sizes, n_items, index.n_lists),
+        "points": {str(top_k): [list(point) for point in measured] for top_k, measured in kept.items() if measured},
+    }
+
+
+def imbalance(sizes: Sequence[int], n_items: int, n_lists: int) -> float | None:
+    """Return how much larger the list of an average item is than the average list; 1 when all are of one size."""
+    if not sizes or not n_items:
+        return None
+    return round(float(np.mean(sizes)) * n_lists / n_items, 3)
