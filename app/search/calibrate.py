@@ -21,8 +21,11 @@ MAX_POOL = 2_000
 _POOL_STEP = 1.2
 # Recall measured on a sample is uncertain; a promise is kept if the recall is above it by so many standard errors.
 _STANDARD_ERRORS = 1.5
-# Past this, more probes are not worth measuring.
-_ENOUGH = 0.997
+# Outside these, a recall is not worth measuring.
+_LITTLE, _ENOUGH = 0.75, 0.985
+_PROBE_STEP = 1.6
+# The middle of the range is one list in so many.
+_MIDDLE = 10
 # Distances this close are equal: then it is a matter of taste which item is the nearer.
 _TIE = 1e-6
 _MIN_CLEAR_QUERIES = 30
@@ -114,28 +117,54 @@ class Workload:
         return n_scanned * _SCAN_US_PER_BIT * self.sketch_bits + pool * per_candidate
 
 
-def probe_counts(n_lists: int) -> Iterator[int]:
-    """Yield numbers of probes to measure, growing: powers of two, and from 16 on one between each two."""
-    n_probes = 1
-    while n_probes < n_lists:
-        yield n_probes
-        between = n_probes * 3 // 2
-        if n_probes >= 16 and between < n_lists:  # noqa: PLR2004 - below, the next power is near enough
-            yield between
-        n_probes *= 2
-    yield n_lists
+class Probes:
+    """Which numbers of probes to measure: from the middle of the range down while recall is high, then up.
 
-
-def measure(n_probes: int, ranks: NDArray[np.float32], clear: NDArray[np.bool_], top_k: int) -> list[Point]:
-    """Return the recall@`top_k` with `n_probes` for every pool worth asking for.
-
-    `ranks` (n, neighbours) are the places of the exact neighbours among the candidates, infinite for those not found.
+    Few probes cost little to measure and many cost much, so the way up ends as soon as recall is high enough.
     """
-    near = ranks[clear, :top_k]
+
+    def __init__(self, n_lists: int) -> None:
+        counts = {1, n_lists} | {min(n_lists, round(_PROBE_STEP**power)) for power in range(1, 40)}
+        self._counts = sorted(counts)
+        self._middle = next(i for i, count in enumerate(self._counts) if count * _MIDDLE >= n_lists)
+
+    def down(self) -> list[int]:
+        """Return the counts from the middle down to 1."""
+        return self._counts[self._middle :: -1]
+
+    def up(self) -> list[int]:
+        """Return the counts above the middle."""
+        return self._counts[self._middle + 1 :]
+
+
+def pool_limit(n_probes: int, n_lists: int) -> int:
+    """Return the largest pool worth measuring: a search that reads few lists gains nothing by many candidates."""
+    return min(MAX_POOL, max(4 * max(TOP_KS), MAX_POOL * 2 * n_probes // n_lists))
+
+
+def ranks(neighbours: Sequence[Sequence[bytes]], candidates: Sequence[bytes]) -> NDArray[np.float32]:
+    """Return the place of each neighbour among the candidates of its query, from 1; infinite for one not among them.
+
+    `neighbours` are the item keys of each query's, `candidates` the item keys of each query's joined to one value.
+    Shape (queries, most neighbours).
+    """
+    answer = np.full((len(neighbours), max(map(len, neighbours), default=0)), np.inf, np.float32)
+    for query, (wanted, joined) in enumerate(zip(neighbours, candidates, strict=True)):
+        places = {joined[start : start + 16]: start // 16 + 1 for start in range(0, len(joined), 16)}
+        answer[query, : len(wanted)] = [places.get(item_key, np.inf) for item_key in wanted]
+    return answer
+
+
+def measure(n_probes: int, limit: int, found: NDArray[np.float32], clear: NDArray[np.bool_], top_k: int) -> list[Point]:
+    """Return the recall@`top_k` with `n_probes` for every pool up to `limit` that is worth asking for.
+
+    `found` are the `ranks` of the neighbours; queries that are not `clear` do not count.
+    """
+    near = found[clear, :top_k]
     if not near.size:
         return []
     points = []
-    for pool in _pools(top_k):
+    for pool in _pools(top_k, limit):
         recalls = (near <= pool).mean(axis=1)
         error = _STANDARD_ERRORS * float(recalls.std()) / len(recalls) ** 0.5
         recall = float(recalls.mean())
@@ -143,8 +172,13 @@ def measure(n_probes: int, ranks: NDArray[np.float32], clear: NDArray[np.bool_],
     return points
 
 
+def is_little(points: Sequence[Point]) -> bool:
+    """Whether fewer probes would find too little."""
+    return not points or max(point.recall for point in points) < _LITTLE
+
+
 def is_enough(points: Sequence[Point]) -> bool:
-    """Whether no more probes need measuring."""
+    """Whether more probes would find hardly more."""
     return not points or max(point.lower for point in points) >= _ENOUGH
 
 
@@ -157,9 +191,9 @@ def cheapest(points: Sequence[Point], workload: Workload) -> list[Point]:
     return kept
 
 
-def _pools(top_k: int) -> Iterator[int]:
+def _pools(top_k: int, limit: int) -> Iterator[int]:
     pool = float(top_k)
-    while pool < MAX_POOL:
+    while pool < limit:
         yield round(pool)
         pool *= _POOL_STEP
-    yield MAX_POOL
+    yield limit

@@ -16,6 +16,7 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -44,8 +45,8 @@ _MIN_SAMPLE = 256
 _CHUNK_BYTES = 4 * 1024 * 1024
 _MAX_CHUNK = 2_000
 _SLICE_BYTES = 400 * 1024
-_N_QUERIES = 200
-_QUERIES_AT_A_TIME = 20
+_N_QUERIES = 100
+_QUERIES_AT_A_TIME = 10
 _MB = 1024 * 1024
 _ATTEMPTS = 5
 
@@ -338,37 +339,37 @@ class Trainer:
     ) -> dict[int, list[search.profile.Point]]:
         """Return the recall of searches for each of `calibrate.TOP_KS`, by probes and pool."""
         points: dict[int, list[search.profile.Point]] = {top_k: [] for top_k in calibrate.TOP_KS}
-        for n_probes in calibrate.probe_counts(index.n_lists):
-            ranks = await self._ranks(index, calibration, n_probes)
-            job.progress.advance(0.3 + 0.7 * math.log(n_probes + 1) / math.log(index.n_lists + 1))
-            measured = [
-                calibrate.measure(n_probes, ranks, calibration.neighbours.clear(top_k), top_k) for top_k in points
-            ]
-            for top_k, new in zip(points, measured, strict=True):
-                points[top_k] += new
-            if all(map(calibrate.is_enough, measured)):
-                break
+        probes = calibrate.Probes(index.n_lists)
+        for counts, is_last in ((probes.down(), calibrate.is_little), (probes.up(), calibrate.is_enough)):
+            for n_probes in counts:
+                measured = await self._measure_probes(index, calibration, n_probes)
+                for top_k, new in measured.items():
+                    points[top_k] += new
+                job.progress.advance(0.3 + 0.7 * n_probes / index.n_lists)
+                # The smaller number of results decides: the larger needs more of everything.
+                if is_last(measured[calibrate.TOP_KS[0]]):
+                    break
         return points
 
-    async def _ranks(self, index: Index, calibration: "_Calibration", n_probes: int) -> np.ndarray[Any, Any]:
-        """Return the place of each exact neighbour among the candidates, (queries, neighbours); infinite if absent."""
+    async def _measure_probes(
+        self, index: Index, calibration: "_Calibration", n_probes: int
+    ) -> dict[int, list[search.profile.Point]]:
+        limit = calibrate.pool_limit(n_probes, index.n_lists)
         neighbours = calibration.neighbours.item_keys()
-        width = max(map(len, neighbours), default=0)
-        ranks = np.full((len(neighbours), width), np.inf, np.float32)
+        parts: list[NDArray[np.float32]] = []
         for start in range(0, len(neighbours), _QUERIES_AT_A_TIME):
             part = slice(start, start + _QUERIES_AT_A_TIME)
             async with self._engine.connect() as connection:
-                found = await store.samples.ranks(
-                    connection,
-                    index,
-                    calibration.sketches[part],
-                    neighbours[part],
-                    pool=calibrate.MAX_POOL,
-                    n_probes=n_probes,
+                candidates = await store.samples.candidate_keys(
+                    connection, index, calibration.sketches[part], pool=limit, n_probes=n_probes
                 )
-            for query, neighbour, rank in found:
-                ranks[start + query, neighbour] = rank
-        return ranks
+            parts.extend(await asyncio.to_thread(calibrate.ranks, neighbours[part], candidates))
+        width = max(map(len, parts), default=0)
+        ranks = np.array([np.pad(row, (0, width - len(row)), constant_values=np.inf) for row in parts])
+        return {
+            top_k: calibrate.measure(n_probes, limit, ranks, calibration.neighbours.clear(top_k), top_k)
+            for top_k in calibrate.TOP_KS
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from app.store.training import Claim, ClaimLost
 
 logger = logging.getLogger(__name__)
 
-_HEARTBEAT_S = 3.0
+_HEARTBEAT_S = 1.0
 # A trainer that cannot renew its claim for so long stops, well before somebody else may take over.
 _PATIENCE_S = store.training.LEASE_S * 2 / 3
 _QUEUE_POLL_S = 0.2

@@ -87,59 +87,36 @@ async def write_sketches(
             raise Collision from error
 
 
-async def ranks(  # noqa: PLR0913 - what is asked, of what, by which scan
-    connection: AsyncConnection,
-    index: Index,
-    sketches: Sequence[bytes],
-    neighbours: Sequence[Sequence[bytes]],
-    *,
-    pool: int,
-    n_probes: int,
-) -> list[tuple[int, int, int]]:
-    """Return (query, neighbour, rank) for each of `neighbours` that is among the `pool` candidates of its query.
+async def candidate_keys(
+    connection: AsyncConnection, index: Index, sketches: Sequence[bytes], *, pool: int, n_probes: int
+) -> list[bytes]:
+    """Return for each sketch the item keys of its `pool` candidates in their order, joined to one value.
 
-    Queries and neighbours are counted from 0, ranks from 1. Exactly `n_probes` lists of the ivfflat index of
-    `index.generation` are read, whether queries use it already or not.
+    Exactly `n_probes` lists of the ivfflat index of `index.generation` are read, whether queries use it yet or not.
     """
-    statement, parameters = _ranks_statement(index, sketches, neighbours, pool)
+    statement, parameters = _candidates_statement(index, sketches, pool)
     async with driver(connection) as raw:
         await raw.execute(_SCAN_SETTINGS, (str(n_probes),))
         cursor = await raw.execute(statement, parameters, binary=True)
-        return await cursor.fetchall()
+        return [keys or b"" for (keys,) in await cursor.fetchall()]
 
 
-async def explain_ranks(connection: AsyncConnection, index: Index, sketch: bytes, neighbour: bytes) -> str:
-    """Return PostgreSQL's plan for `ranks`."""
-    statement, parameters = _ranks_statement(index, [sketch], [[neighbour]], 10)
+async def explain_candidate_keys(connection: AsyncConnection, index: Index, sketch: bytes) -> str:
+    """Return PostgreSQL's plan for `candidate_keys`."""
+    statement, parameters = _candidates_statement(index, [sketch], 10)
     async with driver(connection) as raw:
         await raw.execute(_SCAN_SETTINGS, ("1",))
         cursor = await raw.execute(f"EXPLAIN {statement}", parameters)
         return "\n".join(row[0] for row in await cursor.fetchall())
 
 
-def _ranks_statement(
-    index: Index, sketches: Sequence[bytes], neighbours: Sequence[Sequence[bytes]], pool: int
-) -> tuple[str, tuple[Any, ...]]:
-    flat = [(query, rank, key) for query, keys in enumerate(neighbours) for rank, key in enumerate(keys)]
+def _candidates_statement(index: Index, sketches: Sequence[bytes], pool: int) -> tuple[str, tuple[Any, ...]]:
+    # A scalar subquery for each sketch: rows come out in the order of the array, keys in that of the scan.
     statement = f"""
-        WITH neighbour AS MATERIALIZED (
-            SELECT * FROM unnest(%b::int4[], %b::int4[], %b::bytea[]) AS neighbour (query, number, item_key)
-        )
-        SELECT neighbour.query, neighbour.number, candidate.rank
+        SELECT (SELECT string_agg(item_key, ''::bytea) FROM ({_scan(index)}) AS scan)
         FROM unnest(%b::varbit[]) WITH ORDINALITY AS query (sketch, position)
-        CROSS JOIN LATERAL (
-            SELECT item_key, (row_number() OVER ())::int4 AS rank FROM ({_scan(index)}) AS scan
-        ) AS candidate
-        JOIN neighbour ON neighbour.query = query.position - 1 AND neighbour.item_key = candidate.item_key
         """
-    return statement, (
-        [query for query, _, _ in flat],
-        [number for _, number, _ in flat],
-        [key for _, _, key in flat],
-        [VarBit(sketch) for sketch in sketches],
-        index.id,
-        pool,
-    )
+    return statement, (index.id, pool, [VarBit(sketch) for sketch in sketches])
 
 
 async def list_sizes(connection: AsyncConnection, index: Index, n_samples: int) -> list[int]:

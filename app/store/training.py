@@ -117,7 +117,7 @@ async def start(connection: AsyncConnection, claim: Claim, max_trainings: int) -
     if (await connection.execute(before)).scalar_one() >= max_trainings:
         return None
     # A number of its own for each attempt: what a stopped trainer still builds has another name.
-    target: int = max(int(generation), job.generation) + 1
+    target: int = max(generation, job.generation) + 1
     pause = _pause(job.n_failures) if job.n_failures else None
     await connection.execute(
         sa.update(training_jobs)
@@ -176,7 +176,7 @@ async def interrupt(connection: AsyncConnection, claim: Claim) -> None:
     await _end(connection, claim, "interrupted", failure=None, n_failures=None, result=None)
 
 
-async def _end(  # noqa: PLR0913 - the columns that the end of a training sets
+async def _end(
     connection: AsyncConnection,
     claim: Claim,
     state: str,
