@@ -63,7 +63,7 @@ class Profile:
         measured = self.points[top_k]
         for point in measured:
             if point.lower >= target_recall:
-                return Choice(point.n_probes, point.pool)
+                return Choice(min(point.n_probes, self.n_lists), point.pool)
         return Choice(self.n_lists, max(point.pool for point in measured))
 
     @staticmethod

@@ -211,18 +211,27 @@ class Trainer:
         assert encoder is not None  # noqa: S101 - it was announced before
         last, limit = b"", _chunk_items(encoder.dimension)
         version = index.encoder_version + 1
-        while True:
-            async with self._engine.connect() as connection:
-                rows = await store.samples.vectors_after(connection, index, last, limit, lacking=version)
-            if not rows:
-                return
-            sketches: list[bytes] = []
-            for part in _slices(rows, encoder.dimension):
-                sketches += await asyncio.to_thread(_encode, opened, encoder, part)
-            await self._write_sketches(index, version, [item_key for item_key, _ in rows], sketches)
-            last = rows[-1][0]
-            # Item keys are spread evenly, so a key tells how far it is.
-            job.progress.advance(int.from_bytes(last[:2], "big") / 0x10000)
+        # While PostgreSQL writes one chunk, the next is encoded.
+        writing = asyncio.create_task(asyncio.sleep(0))
+        try:
+            while rows := await self._lacking(index, last, limit, version):
+                sketches: list[bytes] = []
+                for part in _slices(rows, encoder.dimension):
+                    sketches += await asyncio.to_thread(_encode, opened, encoder, part)
+                item_keys = [item_key for item_key, _ in rows]
+                await writing
+                writing = asyncio.create_task(self._write_sketches(index, version, item_keys, sketches))
+                last = rows[-1][0]
+                # Item keys are spread evenly, so a key tells how far it is.
+                job.progress.advance(int.from_bytes(last[:2], "big") / 0x10000)
+            await writing
+        finally:
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+
+    async def _lacking(self, index: Index, last: bytes, limit: int, version: int) -> list[SealedVector]:
+        async with self._engine.connect() as connection:
+            return await store.samples.vectors_after(connection, index, last, limit, lacking=version)
 
     async def _write_sketches(
         self, index: Index, version: int, item_keys: Sequence[bytes], sketches: Sequence[bytes]

@@ -147,16 +147,18 @@ async def beat(connection: AsyncConnection, claim: Claim, phase: str, progress: 
 
 async def finish(connection: AsyncConnection, claim: Claim, result: TrainingResult | None) -> None:
     """Give the job back after success; `result` is None when there was nothing to do. Raises `ClaimLost`."""
-    await _end(connection, claim, "succeeded", failure=None, n_failures=0, result=result)
+    ended = {"state": "succeeded", "progress": 100, "failure": None, "n_failures": 0, "next_attempt_at": None}
+    started_at = await _end(connection, claim, ended)
+    if result is not None:
+        made = {
+            "generation": result.generation,
+            "n_items": result.n_items,
+            "n_lists": result.n_lists,
+            "encoder_version": result.encoder_version,
+            "recall": result.recall,
+        }
+        await _record(connection, claim, started_at, outcome="succeeded", **made)
     await _set_due(connection, claim, is_due=False)
-
-
-async def _set_due(connection: AsyncConnection, claim: Claim, *, is_due: bool) -> None:
-    await connection.execute(
-        sa.update(indexes)
-        .where(indexes.c.id == claim.index_id, indexes.c.is_training_due != is_due)
-        .values(is_training_due=is_due, revision=indexes.c.revision + 1)
-    )
 
 
 async def fail(connection: AsyncConnection, claim: Claim, failure: str, *, is_due: bool) -> None:
@@ -166,59 +168,44 @@ async def fail(connection: AsyncConnection, claim: Claim, failure: str, *, is_du
     """
     count = sa.select(training_jobs.c.n_failures).where(claim.condition)
     n_failures = ((await connection.execute(count)).scalar_one_or_none() or 0) + 1
-    await _end(connection, claim, "failed", failure=failure, n_failures=n_failures, result=None)
+    ended = {"state": "failed", "failure": failure, "n_failures": n_failures, "next_attempt_at": _pause(n_failures)}
+    started_at = await _end(connection, claim, ended)
+    await _record(connection, claim, started_at, outcome="failed", failure=failure)
     if not is_due:
         await _set_due(connection, claim, is_due=False)
 
 
 async def interrupt(connection: AsyncConnection, claim: Claim) -> None:
     """Give the job back unfinished, to be taken by the next request that can. Raises `ClaimLost`."""
-    await _end(connection, claim, "interrupted", failure=None, n_failures=None, result=None)
+    started_at = await _end(connection, claim, {"state": "interrupted", "failure": None, "next_attempt_at": None})
+    if started_at is not None:
+        await _record(connection, claim, started_at, outcome="interrupted")
 
 
-async def _end(
-    connection: AsyncConnection,
-    claim: Claim,
-    state: str,
-    *,
-    failure: str | None,
-    n_failures: int | None,
-    result: TrainingResult | None,
-) -> None:
-    values: dict[str, Any] = {
-        "state": state,
-        "failure": failure,
-        "next_attempt_at": _pause(n_failures) if n_failures else None,
-    }
-    if n_failures is not None:
-        values["n_failures"] = n_failures
-    if state == "succeeded":
-        values["progress"] = 100
-    # Read before the row changes; the row of the index is locked first, as everywhere.
-    await connection.execute(
-        sa.select(indexes.c.id).where(indexes.c.id == claim.index_id).with_for_update(key_share=True)
-    )
-    started_at = sa.select(training_jobs.c.started_at).where(claim.condition)
-    start_time = (await connection.execute(started_at)).scalar_one_or_none()
-    if (await connection.execute(sa.update(training_jobs).where(claim.condition).values(values))).rowcount != 1:
+async def _end(connection: AsyncConnection, claim: Claim, values: dict[str, Any]) -> datetime | None:
+    """Write how a job ended and return when it started, None if it never did. Raises `ClaimLost`."""
+    # The row of the index is locked first, as everywhere.
+    index = sa.select(indexes.c.id).where(indexes.c.id == claim.index_id)
+    await connection.execute(index.with_for_update(key_share=True))
+    statement = sa.update(training_jobs).where(claim.condition).values(values).returning(training_jobs.c.started_at)
+    row = (await connection.execute(statement)).one_or_none()
+    if row is None:
         raise ClaimLost
-    if start_time is None or (state == "succeeded" and result is None):
-        return
-    made = (
-        {}
-        if result is None
-        else {
-            "generation": result.generation,
-            "n_items": result.n_items,
-            "n_lists": result.n_lists,
-            "encoder_version": result.encoder_version,
-            "recall": result.recall,
-        }
-    )
+    started_at: datetime | None = row.started_at
+    return started_at
+
+
+async def _record(connection: AsyncConnection, claim: Claim, started_at: datetime | None, **facts: Any) -> None:
+    """Add a training to the history."""
+    started = sa.func.now() if started_at is None else started_at
+    await connection.execute(sa.insert(trainings).values(index_id=claim.index_id, started_at=started, **facts))
+
+
+async def _set_due(connection: AsyncConnection, claim: Claim, *, is_due: bool) -> None:
     await connection.execute(
-        sa.insert(trainings).values(
-            index_id=claim.index_id, started_at=start_time, outcome=state, failure=failure, **made
-        )
+        sa.update(indexes)
+        .where(indexes.c.id == claim.index_id, indexes.c.is_training_due != is_due)
+        .values(is_training_due=is_due, revision=indexes.c.revision + 1)
     )
 
 
