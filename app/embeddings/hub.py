@@ -34,7 +34,7 @@ def is_offline() -> bool:
 def cached_models() -> list[FoundModel]:
     """Return the sentence-transformers models in the hub's cache, by name."""
     try:
-        cache = _hub().scan_cache_dir()
+        cache = _hub().scan_cache_dir(_hub().constants.HF_HUB_CACHE)
     except (_hub().errors.CacheNotFound, ValueError):
         return []
     models = [
