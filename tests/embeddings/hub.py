@@ -11,10 +11,26 @@ from pathlib import Path
 _COMMIT = "c0ffee" + "0" * 34
 
 
+def content(name: str, directory: Path, path: str) -> bytes | None:
+    """Return what the hub has at `path`, if anything."""
+    sizes = {file.relative_to(directory).as_posix(): file.stat().st_size for file in directory.rglob("*")}
+    paths = sorted(one for one in sizes if (directory / one).is_file())
+    api, files = f"/api/models/{name}", f"/{name}/resolve/{_COMMIT}/"
+    if path in {api, f"{api}/revision/{_COMMIT}", f"{api}/revision/main"}:
+        siblings = [{"rfilename": one} for one in paths]
+        return json.dumps({"id": name, "modelId": name, "sha": _COMMIT, "siblings": siblings}).encode()
+    if path == f"{api}/tree/{_COMMIT}":
+        return json.dumps(
+            [{"type": "file", "path": one, "size": sizes[one], "oid": "0" * 40} for one in paths]
+        ).encode()
+    if path.startswith(files) and path.removeprefix(files) in paths:
+        return (directory / path.removeprefix(files)).read_bytes()
+    return None
+
+
 @contextmanager
 def serve_hub(name: str, directory: Path) -> Iterator[str]:
     """Give the address of a hub that has the model in `directory` under `name`, and nothing else."""
-    paths = sorted(file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file())
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -24,21 +40,11 @@ def serve_hub(name: str, directory: Path) -> Iterator[str]:
             self._answer(with_body=True)
 
         def _answer(self, *, with_body: bool) -> None:
-            path = self.path.partition("?")[0]
-            api, files = f"/api/models/{name}", f"/{name}/resolve/{_COMMIT}/"
-            if path in {api, f"{api}/revision/{_COMMIT}", f"{api}/revision/main"}:
-                siblings = [{"rfilename": one} for one in paths]
-                body = json.dumps({"id": name, "modelId": name, "sha": _COMMIT, "siblings": siblings}).encode()
-                self._send(200, body, with_body=with_body)
-            elif path == f"{api}/tree/{_COMMIT}":
-                sizes = {one: (directory / one).stat().st_size for one in paths}
-                tree = [{"type": "file", "path": one, "size": size, "oid": "0" * 40} for one, size in sizes.items()]
-                self._send(200, json.dumps(tree).encode(), with_body=with_body)
-            elif path.startswith(files) and path.removeprefix(files) in paths:
-                body = (directory / path.removeprefix(files)).read_bytes()
-                self._send(200, body, with_body=with_body)
-            else:
+            body = content(name, directory, self.path.partition("?")[0])
+            if body is None:
                 self._send(404, b"{}", with_body=with_body, **{"X-Error-Code": "RepoNotFound"})
+            else:
+                self._send(200, body, with_body=with_body)
 
         def _send(self, status: int, body: bytes, *, with_body: bool, **headers: str) -> None:
             self.send_response(status)
