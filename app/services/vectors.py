@@ -33,7 +33,7 @@ from app.settings import Settings
 class VectorService:
     """What can be done to the items of an index."""
 
-    def __init__(  # noqa: PLR0913 - one for each thing that an item needs on its way
+    def __init__(  # noqa: PLR0913, PLR0917 - one for each thing that an item needs on its way
         self,
         engine: AsyncEngine,
         searcher: Searcher,
