@@ -1,10 +1,13 @@
 FROM python:3.13-slim AS build
 WORKDIR /src
 RUN python -m venv /opt/sealdex
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml constraints.txt constraints-embeddings.txt README.md LICENSE ./
 COPY app app
 COPY migrations migrations
-RUN /opt/sealdex/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt .
+# docker build --build-arg EXTRAS=embeddings: with torch and sentence-transformers.
+ARG EXTRAS=""
+RUN /opt/sealdex/bin/pip install --no-cache-dir --disable-pip-version-check \
+    --constraint constraints.txt --constraint constraints-embeddings.txt ".${EXTRAS:+[$EXTRAS]}"
 
 FROM python:3.13-slim
 # The user owns nothing but the data of the embedded database, which is used when DATABASE_URL is not set.

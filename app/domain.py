@@ -115,6 +115,7 @@ class Index:
     n_changes_at_training: int | None
     is_training_due: bool
     embedding_model: str | None
+    embedding_weights: str | None
     index_config: Mapping[str, Any] | None
     created_at: datetime
 
@@ -122,6 +123,15 @@ class Index:
     def is_trained(self) -> bool:
         """Whether a training has replaced the one list the index starts with."""
         return self.trained_at is not None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingModel:
+    """A model that makes vectors of texts; of a longer text it sees the first `max_seq_length` tokens."""
+
+    name: str
+    dimension: int
+    max_seq_length: int | None
 
 
 @dataclass(frozen=True, slots=True)

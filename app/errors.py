@@ -11,6 +11,7 @@ AppError
 ├── TooLarge            the body is above the limit
 ├── Overloaded          too many requests in work; try again later
 ├── Unavailable         the database does not answer
+├── ModelUnavailable    the embedding model of the index cannot be loaded
 └── DataCorrupted       a stored value does not open
 TrainingFailed          a training came to a bad end; `train` answers it with 200 and the reason
 └── TrainingRefused     no training can do what was asked for
@@ -81,6 +82,13 @@ class Overloaded(AppError):
 
 class Unavailable(Overloaded):
     """The database does not answer."""
+
+
+class ModelUnavailable(Overloaded):
+    """The embedding model cannot be loaded, or is not the one the index was made with."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_after_s=30)
 
 
 class DataCorrupted(AppError):

@@ -10,7 +10,7 @@ from litestar.di import NamedDependency, Provide
 from litestar.logging import LoggingConfig
 from litestar.types import Logger, Scope
 
-from app.api import health, indexes, training, users, vectors
+from app.api import embeddings, health, indexes, training, users, vectors
 from app.api.auth import provide_caller, require_api_key
 from app.api.bodies import JSONStruct
 from app.api.errors import EXCEPTION_HANDLERS, UNLOGGED
@@ -18,6 +18,7 @@ from app.api.middleware import ContractPaths, RequestLimit, add_request_id, keep
 from app.api.openapi import openapi_route
 from app.domain import Caller
 from app.services.context import ServiceContext
+from app.services.embedding import EmbeddingService
 from app.services.indexes import IndexService
 from app.services.training import TrainingService
 from app.services.users import UserService
@@ -40,13 +41,21 @@ def create_app(settings: Settings) -> Litestar:
     """Return the application of one worker; its lifespan connects to the database."""
     routes = Router(
         "/v1",
-        route_handlers=[health.health, indexes.router, training.router, vectors.router, users.router],
+        route_handlers=[
+            health.health,
+            indexes.router,
+            training.router,
+            vectors.router,
+            users.router,
+            embeddings.embedding_models,
+        ],
         dependencies={
             "caller": Provide(provide_caller, sync_to_thread=False),
             "indexes": Provide(provide_indexes, sync_to_thread=False),
             "training": Provide(provide_training, sync_to_thread=False),
             "vectors": Provide(provide_vectors, sync_to_thread=False),
             "users": Provide(provide_users, sync_to_thread=False),
+            "embedding": Provide(provide_embedding, sync_to_thread=False),
         },
         dto=JSONStruct,
         return_dto=None,
@@ -100,6 +109,12 @@ def provide_users(state: State) -> UserService:
     """Return the user service of this worker."""
     services: ServiceContext = state.services
     return services.users
+
+
+def provide_embedding(state: State) -> EmbeddingService:
+    """Return the embedding service of this worker."""
+    services: ServiceContext = state.services
+    return services.embedding
 
 
 def log_exception(logger: Logger, scope: Scope, traceback: list[str]) -> None:

@@ -75,6 +75,13 @@ class Settings:
     training_memory_mb: _Positive = 1024
     drift_share: Annotated[float, Meta(gt=0)] = 0.3
 
+    models_dir: Path | None = None
+    # None: as long as the hub's own switch, HF_HUB_OFFLINE, is not set.
+    allow_model_downloads: bool | None = None
+    max_loaded_models: _Positive = 2
+    max_queued_texts: _Positive = 4096
+    embedding_threads: _Natural = 0
+
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Self:
         """Read and convert the variables. Raises `ConfigurationError` naming the variable."""

@@ -26,6 +26,7 @@ _OBJECT_EXPECTED = ("model_attributes_type", "Input should be a valid dictionary
 # What msgspec expected → pydantic's type and message.
 _EXPECTED = {
     "str": ("string_type", "Input should be a valid string"),
+    "str | array": ("string_type", "Input should be a valid string"),
     "object": ("dict_type", "Input should be a valid dictionary"),
     "array": ("list_type", "Input should be a valid list"),
     "bool": ("bool_type", "Input should be a valid boolean"),

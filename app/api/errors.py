@@ -22,6 +22,7 @@ from app.errors import (
     InvalidBody,
     InvalidInput,
     KeyRejected,
+    ModelUnavailable,
     NotFound,
     Overloaded,
     TooLarge,
@@ -41,6 +42,7 @@ STATUS_CODES: dict[type[AppError], int] = {
     TooLarge: 413,
     Overloaded: 503,
     Unavailable: 503,
+    ModelUnavailable: 503,
     DataCorrupted: 500,
     AppError: 500,
 }
@@ -50,6 +52,8 @@ UNLOGGED: set[type[Exception] | int] = {
     *(error for error, status in STATUS_CODES.items() if status < HTTPStatus.INTERNAL_SERVER_ERROR),
     *range(HTTPStatus.BAD_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR),
     Overloaded,
+    # Logged where it is loaded.
+    ModelUnavailable,
 }
 
 

@@ -12,6 +12,7 @@ from msgspec import UNSET, Struct, UnsetType
 from app.api.bodies import choice, integer
 from app.domain import (
     Caller,
+    EmbeddingModel,
     IndexAccess,
     IndexDescription,
     Item,
@@ -45,7 +46,6 @@ _MAX_LISTS = 32_768
 # wrong answer. Whoever serves a field deletes its line.
 _UNSERVED = {
     "kms_name": "key services are not available: there is no kms_name to choose from",
-    "embedding_model": "embedding models are not available",
     "metadata_schema": "metadata_schema is not supported",
     "text_fields": "text_fields are not supported",
     "bm25_k1": "bm25_k1 is not supported",
@@ -133,6 +133,7 @@ class CreateRequest(IndexRequest, frozen=True, kw_only=True):
             index_config=legacy.remembered() if self.index_config else None,
             sketch_bits=sketch_bits,
             sketch_noise=self.sketch_noise,
+            embedding_model=self.embedding_model or None,
         )
 
 
@@ -195,9 +196,9 @@ class BinaryUpsertRequest(IndexRequest, frozen=True, kw_only=True):
 
 
 class SearchRequest(IndexRequest, frozen=True, kw_only=True):
-    """What both kinds of query say beside their vectors."""
+    """What both kinds of query say beside their vectors; `query_contents` is one text or a list."""
 
-    query_contents: str | None = None
+    query_contents: str | list[str] | None = None
     top_k: Integer = None
     n_probes: Integer = None
     greedy: bool | None = None
@@ -495,6 +496,32 @@ class CountAnswer(Struct, frozen=True):
     """Answer to num_vectors."""
 
     result: int
+
+
+class EmbeddingModelAnswer(Struct, frozen=True):
+    """A model that indexes can be created with; a model without a limit has no `max_seq_length`."""
+
+    name: str
+    dimension: int
+    max_seq_length: int | UnsetType = UNSET
+
+
+class EmbeddingModelsAnswer(Struct, frozen=True):
+    """Answer to embedding-models."""
+
+    models: list[EmbeddingModelAnswer]
+
+    @classmethod
+    def of(cls, models: Sequence[EmbeddingModel]) -> "EmbeddingModelsAnswer":
+        """Return `models` in the contract's words."""
+        return cls(
+            [
+                EmbeddingModelAnswer(
+                    model.name, model.dimension, UNSET if model.max_seq_length is None else model.max_seq_length
+                )
+                for model in models
+            ]
+        )
 
 
 def _numbers(vector: Vector | None) -> list[float]:

@@ -6,7 +6,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Self
 
+from app.embeddings.embedder import Embedder
 from app.errors import ConfigurationError
+from app.services.embedding import EmbeddingService
 from app.services.indexes import IndexService
 from app.services.opener import IndexOpener
 from app.services.search import Searcher
@@ -28,6 +30,7 @@ class ServiceContext:
     training: TrainingService
     vectors: VectorService
     users: UserService
+    embedding: EmbeddingService
 
     @classmethod
     @asynccontextmanager
@@ -42,16 +45,18 @@ class ServiceContext:
         scan_engine = create_scan_engine(settings, settings.database_url)
         searcher = Searcher(scan_engine, settings.pool_size)
         opener = IndexOpener(engine, settings)
+        embedder = Embedder(settings)
+        embedding = EmbeddingService(embedder, settings)
         try:
             await check_database(engine)
-            indexes = IndexService(engine, opener, settings)
+            indexes = IndexService(engine, opener, settings, embedding)
             indexes.sweep()
             training = TrainingService(engine, opener, settings)
             training.start()
             expiry = asyncio.create_task(_expire_keys(opener))
             try:
-                vectors = VectorService(engine, searcher, opener, training, settings)
-                yield cls(settings, indexes, training, vectors, UserService(engine, opener))
+                vectors = VectorService(engine, searcher, opener, training, settings, embedding)
+                yield cls(settings, indexes, training, vectors, UserService(engine, opener), embedding)
             finally:
                 expiry.cancel()
                 await asyncio.gather(expiry, return_exceptions=True)
@@ -60,6 +65,7 @@ class ServiceContext:
         finally:
             searcher.close()
             scan_engine.dispose()
+            embedder.close()
             await engine.dispose()
 
 

@@ -11,6 +11,7 @@ from app import errors, store
 from app.crypto import keys, sketch
 from app.domain import MAX_DIMENSION, Caller, IndexAccess, IndexDescription, Metric, NewIndex
 from app.services import drift
+from app.services.embedding import EmbeddingService
 from app.services.opener import IndexOpener, OpenIndex
 from app.services.trainer import imbalance
 from app.settings import Settings
@@ -29,19 +30,23 @@ _N_LIST_SAMPLES = 100
 class IndexService:
     """What can be done to an index as a whole."""
 
-    def __init__(self, engine: AsyncEngine, opener: IndexOpener, settings: Settings) -> None:
+    def __init__(
+        self, engine: AsyncEngine, opener: IndexOpener, settings: Settings, embedding: EmbeddingService
+    ) -> None:
         self._engine = engine
         self._opener = opener
         self._settings = settings
+        self._embedding = embedding
         self._sweeps: set[asyncio.Task[None]] = set()
 
     async def create(self, new: NewIndex) -> None:
-        """Create an empty index. Raises `InvalidInput`, `Conflict`."""
+        """Create an empty index. Raises `InvalidInput`, `Conflict`, `ModelUnavailable`."""
         _check_name(new.name)
         kek = _index_key(new)
         metric = _metric(new.metric)
         if new.dimension is not None and not 0 <= new.dimension <= MAX_DIMENSION:
             raise errors.InvalidInput(f"dimension must be between 1 and {MAX_DIMENSION}")
+        new, embedding_weights = await self._embedding.settle(new)
         index_id = uuid4()
         values = {
             "id": index_id,
@@ -53,6 +58,8 @@ class IndexService:
             "sketch_noise": self._sketch_noise(new),
             "wrapped_dek": keys.wrap_dek(kek, keys.generate_dek(), index_id),
             "requested_n_lists": new.n_lists,
+            "embedding_model": new.embedding_model,
+            "embedding_weights": embedding_weights,
             "index_config": new.index_config,
         }
         async with self._engine.begin() as connection:
@@ -116,6 +123,7 @@ class IndexService:
                 job = await store.training.job(connection, index.id)
                 sizes = await store.samples.list_sizes(connection, index, _N_LIST_SAMPLES) if index.is_trained else []
             counts = drift.Counts(n_items, n_changes, imbalance(sizes, n_items, index.n_lists))
+            embedding = await self._embedding.stats(index)
             return {
                 "index_name": index.name,
                 "n_items": n_items,
@@ -130,6 +138,7 @@ class IndexService:
                     "sketch_noise": index.sketch_noise,
                     "is_fitted": index.encoder_version > 0,
                 },
+                "embedding": embedding,
                 "size_bytes": n_bytes,
                 "ivf_size_bytes": n_ivf_bytes,
                 "created_at": index.created_at,

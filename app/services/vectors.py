@@ -23,6 +23,7 @@ from app.domain import (
 )
 from app.services import batch as batches
 from app.services import packed, plan
+from app.services.embedding import EmbeddingService
 from app.services.opener import IndexOpener, OpenIndex, encoder_for
 from app.services.search import Searcher, open_metadata
 from app.services.training import TrainingService
@@ -32,25 +33,28 @@ from app.settings import Settings
 class VectorService:
     """What can be done to the items of an index."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - one for each thing that an item needs on its way
         self,
         engine: AsyncEngine,
         searcher: Searcher,
         opener: IndexOpener,
         training: TrainingService,
         settings: Settings,
+        embedding: EmbeddingService,
     ) -> None:
         self._engine = engine
         self._searcher = searcher
         self._opener = opener
         self._training = training
         self._settings = settings
+        self._embedding = embedding
 
     async def upsert(self, access: IndexAccess, items: Sequence[Item]) -> UpsertOutcome:
         """Add or replace items: all of them, durably, or none."""
 
         async def upsert(opened: OpenIndex) -> UpsertOutcome:
-            batch = await asyncio.to_thread(batches.check, items, opened.index, self._settings.max_batch_items)
+            whole = await self._embedding.complete(opened.index, items)
+            batch = await asyncio.to_thread(batches.check, whole, opened.index, self._settings.max_batch_items)
             return await self._write(opened, batch)
 
         return await self._opener.with_index(access, upsert, needs=Permission.WRITE)
@@ -84,7 +88,7 @@ class VectorService:
         """Return for each query vector the items nearest to it, nearest first."""
 
         async def search_index(opened: OpenIndex) -> list[list[Match]]:
-            vectors = _query_matrix(query, opened.index)
+            vectors = _query_matrix(await self._embedding.vectorise(opened.index, query), opened.index)
             scan = await self._plan(opened.index, query)
             if opened.encoder is None:
                 async with self._engine.connect() as connection:

@@ -104,6 +104,7 @@ indexes = sa.Table(
         comment="A training has begun and not succeeded: a request that holds the key starts it again",
     ),
     sa.Column("embedding_model", sa.Text, comment="Model that embeds contents, if any"),
+    sa.Column("embedding_weights", sa.Text, comment="SHA-256 of the weights of that model when the index was created"),
     sa.Column("index_config", JSONB, comment="The index_config an older client sent at creation"),
     sa.Column(
         "created_at",

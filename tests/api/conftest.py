@@ -22,6 +22,9 @@ from app.settings import Settings
 KEY = bytes(range(32)).hex()
 ROOT_KEY = "example-root-key"
 
+# Tests ask no model hub.
+_SMALL: dict[str, Any] = {"workers": 1, "pool_size": 4, "allow_model_downloads": False}
+
 Serve: TypeAlias = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
@@ -76,7 +79,7 @@ def module_dsn(server_dsn: str, template_dsn: str) -> Iterator[Callable[[], str]
 @pytest.fixture(scope="module")
 def service(module_dsn: Callable[[], str]) -> Serve:
     """Starts an application on an empty database; its arguments are settings."""
-    return lambda **values: serve(Settings(database_url=module_dsn(), workers=1, pool_size=4, **values))
+    return lambda **values: serve(Settings(database_url=module_dsn(), **{**_SMALL, **values}))
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ ERRORS: list[tuple[errors.AppError, int]] = [
     (errors.TooLarge("text"), 413),
     (errors.Overloaded("text"), 503),
     (errors.Unavailable("text"), 503),
+    (errors.ModelUnavailable("text"), 503),
     (errors.DataCorrupted("text"), 500),
     (errors.AppError("text"), 500),
 ]
