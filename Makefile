@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench clean
+.PHONY: help serve test lint format bench attack-report clean
 
 help: ## List the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
 
 serve: $(VENV)/.installed ## Start the service; settings are read from the environment
 	@exec $(BIN)/sealdex serve
@@ -28,6 +28,10 @@ format: $(VENV)/.installed-dev ## Rewrite the code in the house format
 
 bench: $(VENV)/.installed-dev ## Run the benchmarks; SEALDEX_BENCH_DATA names real embeddings
 	$(BIN)/python -m pytest tests/benchmarks -s $(ARGS)
+
+attack-report: $(VENV)/.installed-dev ## Measure what a stolen database tells; SEALDEX_BENCH_DATA names the embeddings
+	$(PIP) --editable '.[report]'
+	$(BIN)/python -m tests.attacks.report
 
 clean: ## Remove the virtual environment and caches; data stays
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
