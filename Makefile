@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench attack-report clean
+.PHONY: help serve test test-long lint format bench attack-report clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -15,6 +15,9 @@ serve: $(VENV)/.installed ## Start the service; settings are read from the envir
 
 test: $(VENV)/.installed-dev ## Run the tests; ARGS='-k name' is passed to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+test-long: $(VENV)/.installed-dev ## Run the tests that take minutes; ARGS='-k nonces' is passed to pytest
+	$(BIN)/python -m pytest tests/long -s $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check format, style, types and imports
 	$(BIN)/ruff format --check .
