@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-long lint format bench attack-report clean
+.PHONY: help serve test test-long crash-test lint format bench attack-report clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -18,6 +18,9 @@ test: $(VENV)/.installed-dev ## Run the tests; ARGS='-k name' is passed to pytes
 
 test-long: $(VENV)/.installed-dev ## Run the tests that take minutes; ARGS='-k nonces' is passed to pytest
 	$(BIN)/python -m pytest tests/long -s $(ARGS)
+
+crash-test: $(VENV)/.installed-dev ## Kill service and database again and again; ARGS='--cycles 1000 --seed 1'
+	$(BIN)/python -m tests.crash.driver $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check format, style, types and imports
 	$(BIN)/ruff format --check .
