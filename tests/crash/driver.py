@@ -127,7 +127,17 @@ class Run:
             self.service.stop()
         elif self.service.process is not None:
             self.service.process.wait(_PATIENCE_S)
+            self._wait_for_orphans()
         self.service.start()
+
+    def _wait_for_orphans(self) -> None:
+        """Workers end within a second of their supervisor; until then they answer, also to whoever waits for the next."""
+        deadline = time.monotonic() + _PATIENCE_S
+        with contextlib.suppress(httpx.TransportError):
+            while time.monotonic() < deadline:
+                httpx.get(f"{self.service.url}/v1/health", timeout=_PATIENCE_S)
+                time.sleep(0.05)
+            raise Broken("workers outlive their supervisor")
 
     def _wait_for_workers(self) -> None:
         deadline = time.monotonic() + _PATIENCE_S
@@ -203,7 +213,7 @@ def crash(n_cycles: int, seed: int) -> str:
             for number in range(n_cycles):
                 try:
                     run.cycle(number)
-                except Broken as broken:
+                except (Broken, httpx.TransportError) as broken:
                     raise Broken(f"seed {seed}, cycle {number}: {broken}\n{_end_of(run.service.log)}") from broken
         finally:
             if run.service.process is not None and run.service.process.poll() is None:
