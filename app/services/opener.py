@@ -176,7 +176,8 @@ class IndexOpener:
         raise errors.NotFound(f"Index '{name}' does not exist")
 
     def _unwrap(self, index: Index, kek: bytes) -> OpenIndex:
-        name = hmac.digest(self._hash_key, kek + index.wrapped_dek, "sha256")
+        # The id too: a wrapped key copied from another index must fail, not find what is remembered of that index.
+        name = hmac.digest(self._hash_key, kek + index.id.bytes + index.wrapped_dek, "sha256")
         opened = self._opened.get(name)
         if opened is not None and opened.index.revision == index.revision:
             return opened

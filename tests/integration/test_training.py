@@ -17,6 +17,7 @@ from app.domain import Caller, Index, IndexAccess, Item, Matrix, NewIndex, Preci
 from app.services import trainer as trainers
 from app.services.context import ServiceContext
 from app.settings import Settings
+from app.store.engine import scan_driver
 from app.store.training import Claim, ClaimLost
 
 pytestmark = pytest.mark.anyio
@@ -148,6 +149,12 @@ async def test_upserts_alone_train_an_index_that_keeps_its_promise(
     assert await recall(services, metric, queries, vectors, target_recall=0.99) >= 0.97
 
 
+def plan_of(services: ServiceContext, index: Index) -> str:
+    """Return PostgreSQL's plan for a query."""
+    with scan_driver(services.vectors._searcher._engine) as raw:
+        return store.candidates.explain(raw, index, [bytes((index.sketch_bits or 0) // 8)], pool=10)
+
+
 async def test_queries_use_the_new_ivfflat_index_and_fewer_probes_find_less(
     services: ServiceContext, engine: AsyncEngine
 ) -> None:
@@ -157,10 +164,7 @@ async def test_queries_use_the_new_ivfflat_index_and_fewer_probes_find_less(
     await filled(services, vectors)
     await settled(services)
     index = await row(engine)
-    sketch = bytes((index.sketch_bits or 0) // 8)
-    async with engine.connect() as connection:
-        plan = await store.items.explain_nearest(connection, index, sketch, pool=10, n_probes=1)
-    assert f"Index Scan using {store.tables.ivf_name(index.id, index.generation)}" in plan
+    assert f"Index Scan using {store.tables.ivf_name(index.id, index.generation)}" in plan_of(services, index)
     by_probes = [
         await recall(services, "euclidean", queries, vectors, n_probes=n_probes, rerank_mult=4)
         for n_probes in (1, 8, index.n_lists)
@@ -187,9 +191,8 @@ async def test_a_new_generation_is_measured_and_not_used_before_the_swap(
             f"{store.tables.partition_name(index.id)} "
             f"{store.partitions.ivf_definition(index.encoder_version, bits, 8, new.generation)}"
         )
-        before = await store.items.explain_nearest(connection, index, bytes(bits // 8), pool=10, n_probes=1)
         measured = await store.samples.explain_candidate_keys(connection, new, bytes(bits // 8))
-    assert store.tables.ivf_name(index.id, index.generation) in before
+    assert store.tables.ivf_name(index.id, index.generation) in plan_of(services, index)
     assert store.tables.ivf_name(index.id, new.generation) in measured
     assert "Seq Scan" not in measured
 

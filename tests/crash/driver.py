@@ -1,0 +1,243 @@
+"""Kill the service and its database at random moments, start again, and look for what is missing.
+
+    python -m tests.crash.driver --cycles 1000 --seed 1
+
+Each cycle: clients write and read, something is killed, what is down is started again, and everything is compared with
+what was acknowledged. A seed gives the same requests, faults and delays; which of the requests is under way when the
+fault comes is the machine's affair.
+"""
+
+import argparse
+import contextlib
+import os
+import random
+import secrets
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+import psycopg
+
+from app.store.embedded import _bin_dir
+from tests.crash.client import Broken, Client
+from tests.service.conftest import Service, new_service
+
+FAULTS = ("worker", "supervisor", "all processes", "database, immediate stop", "postmaster")
+_N_CLIENTS = 3
+_N_CHECKED_BY_QUERY = 5
+_MOST_WRITES = 40
+_LONGEST_DELAY_S = 0.05
+_PATIENCE_S = 30
+_LEFTOVERS = """
+    SELECT 'invalid index ' || indexrelid::regclass FROM pg_index WHERE NOT indisvalid
+    UNION ALL
+    SELECT 'relation of no index ' || relname FROM pg_class
+    WHERE relkind = 'r' AND relname ~ '^items_[0-9a-f]{32}$'
+    AND substring(relname FROM 7)::uuid NOT IN (SELECT id FROM indexes)
+    UNION ALL
+    SELECT 'detached partition ' || relname FROM pg_class
+    WHERE relkind = 'r' AND relname ~ '^items_[0-9a-f]{32}$' AND NOT relispartition
+    UNION ALL
+    SELECT 'temporary table ' || relname FROM pg_class WHERE relkind = 'r' AND relpersistence = 't'
+    """
+
+
+@dataclass
+class Run:
+    """A service that is killed again and again, and those who use it."""
+
+    service: Service
+    seed: int
+    index: dict[str, str] = field(default_factory=lambda: {"index_name": "crash", "index_key": secrets.token_hex(32)})
+    clients: list[Client] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+
+    def prepare(self) -> None:
+        """Start the service and create the index."""
+        self.service.start()
+        answer = self.service.post("indexes/create", {**self.index, "dimension": 4})
+        assert answer.status_code == httpx.codes.OK, answer.text
+        self.clients = [Client(self.service.url, self.index, number) for number in range(_N_CLIENTS)]
+
+    def cycle(self, number: int) -> None:
+        """Work, kill, start, verify. Raises `Broken`."""
+        rng = random.Random(f"{self.seed} {number}")
+        fault = rng.choice(FAULTS)
+        self.faults[fault] += 1
+        self._work_until(fault, rng)
+        self._restart(fault)
+        self._verify(rng)
+        self._make_and_drop_an_index(rng)
+
+    def _work_until(self, fault: str, rng: random.Random) -> None:
+        stop = threading.Event()
+        threads = [
+            threading.Thread(target=client.work, args=(random.Random(rng.random()), stop)) for client in self.clients
+        ]
+        for thread in threads:
+            thread.start()
+        self._wait_for_writes(rng.randint(1, _MOST_WRITES))
+        time.sleep(rng.uniform(0, _LONGEST_DELAY_S))
+        self._commit(fault, rng)
+        # Those who were not hit go on for a moment.
+        time.sleep(0.1)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        for client in self.clients:
+            if client.failure:
+                raise Broken(client.failure)
+
+    def _wait_for_writes(self, count: int) -> None:
+        """Let the clients write `count` times more: the fault then hits a busy service, however slow the machine."""
+        wanted = count + sum(client.n_acknowledged for client in self.clients)
+        deadline = time.monotonic() + _PATIENCE_S
+        while sum(client.n_acknowledged for client in self.clients) < wanted:
+            if time.monotonic() > deadline:
+                raise Broken("the service does not take writes")
+            time.sleep(0.005)
+
+    def _commit(self, fault: str, rng: random.Random) -> None:
+        supervisor = self._supervisor()
+        if fault == "worker":
+            workers = [child for child in supervisor.children() if child.name() != "postgres"]
+            with contextlib.suppress(psutil.NoSuchProcess):
+                rng.choice(workers).kill()
+        elif fault == "supervisor":
+            supervisor.kill()
+        elif fault == "all processes":
+            os.killpg(supervisor.pid, signal.SIGKILL)
+        else:
+            # What `pg_ctl stop -m immediate` sends; and what the kernel sends when memory is short.
+            os.kill(self._postmaster(), signal.SIGQUIT if fault == FAULTS[3] else signal.SIGKILL)
+
+    def _restart(self, fault: str) -> None:
+        if fault == "worker":
+            self._wait_for_workers()
+            return
+        if fault not in {"supervisor", "all processes"}:
+            # The service cannot bring its database back by itself: its supervisor is what does, at the start.
+            self.service.stop()
+        elif self.service.process is not None:
+            self.service.process.wait(_PATIENCE_S)
+            self._wait_for_orphans()
+        self.service.start()
+
+    def _wait_for_orphans(self) -> None:
+        """Workers end within a second of their supervisor; until then they answer whoever waits for the next."""
+        deadline = time.monotonic() + _PATIENCE_S
+        with contextlib.suppress(httpx.TransportError):
+            while time.monotonic() < deadline:
+                httpx.get(f"{self.service.url}/v1/health", timeout=_PATIENCE_S)
+                time.sleep(0.05)
+            raise Broken("workers outlive their supervisor")
+
+    def _wait_for_workers(self) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                if self.service.post("vectors/num_vectors", self.index).status_code == httpx.codes.OK:
+                    return
+            time.sleep(0.05)
+        raise Broken("no worker answers after one was killed")
+
+    def _verify(self, rng: random.Random) -> None:
+        with httpx.Client(base_url=f"{self.service.url}/v1/", timeout=60) as http:
+            for client in self.clients:
+                client.verify(http)
+            held = {name: item for client in self.clients for name, item in client.held().items()}
+            listed = http.post("vectors/list_ids", json=self.index).json()
+            if sorted(listed["ids"]) != sorted(held):
+                raise Broken("list_ids does not list what is stored")
+            counted = http.post("vectors/num_vectors", json=self.index).json()
+            if counted != {"result": len(held)}:
+                raise Broken(f"num_vectors says {counted}, stored are {len(held)}")
+            for name in rng.sample(sorted(held), min(_N_CHECKED_BY_QUERY, len(held))):
+                body = {**self.index, "query_vectors": held[name]["vector"], "top_k": 1, "include": ["distance"]}
+                found = http.post("vectors/query", json=body).json()["results"]
+                if found != [{"id": name, "distance": 0.0}]:
+                    raise Broken(f"a query for {name} finds {found}")
+        self._check_leftovers()
+
+    def _check_leftovers(self) -> None:
+        """What a deleted index leaves is swept in the background, so there is a while to wait."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while leftovers := self._leftovers():
+            if time.monotonic() > deadline:
+                raise Broken(f"left behind: {leftovers}")
+            time.sleep(0.2)
+
+    def _leftovers(self) -> list[str]:
+        with psycopg.connect(self.service.dsn, autocommit=True) as database:
+            return [row[0] for row in database.execute(_LEFTOVERS).fetchall()]
+
+    def _make_and_drop_an_index(self, rng: random.Random) -> None:
+        """Leave work for the sweeper just before the next fault, or an empty index for ever."""
+        body = {"index_name": f"short-lived-{rng.random()}", "index_key": self.index["index_key"], "dimension": 4}
+        for route in ("indexes/create", "indexes/delete"):
+            answer = self.service.post(route, body)
+            if answer.status_code != httpx.codes.OK:
+                raise Broken(f"{route} was answered {answer.status_code}")
+
+    def _supervisor(self) -> psutil.Process:
+        assert self.service.process is not None
+        return psutil.Process(self.service.process.pid)
+
+    def _postmaster(self) -> int:
+        return int((self.service.data_dir / "postgres" / "postmaster.pid").read_text().split()[0])
+
+    def figures(self) -> str:
+        """One line about the run so far."""
+        faults = ", ".join(f"{count} x {fault}" for fault, count in sorted(self.faults.items()))
+        n_acknowledged = sum(client.n_acknowledged for client in self.clients)
+        n_in_doubt = sum(client.n_in_doubt for client in self.clients)
+        return (
+            f"{self.faults.total()} cycles ({faults}), {n_acknowledged:,} writes acknowledged, {n_in_doubt:,} in doubt"
+        )
+
+
+def crash(n_cycles: int, seed: int) -> str:
+    """Run `n_cycles` cycles and return the figures. Raises `Broken`, naming seed and cycle."""
+    assert (_bin_dir() / "postgres").exists()
+    with tempfile.TemporaryDirectory(prefix="sealdex-crash-") as directory:
+        run = Run(new_service(Path(directory), SEALDEX_WORKERS="2"), seed)
+        try:
+            run.prepare()
+            for number in range(n_cycles):
+                try:
+                    run.cycle(number)
+                except (Broken, httpx.TransportError) as broken:
+                    raise Broken(f"seed {seed}, cycle {number}: {broken}\n{_end_of(run.service.log)}") from broken
+        finally:
+            if run.service.process is not None and run.service.process.poll() is None:
+                run.service.stop()
+        return run.figures()
+
+
+def _end_of(log: Path) -> str:
+    return "\n".join(log.read_text().splitlines()[-20:])
+
+
+def main() -> None:
+    """Run as many cycles as asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cycles", type=int, default=1_000)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
+    started = time.monotonic()
+    try:
+        print(crash(options.cycles, options.seed), f"in {time.monotonic() - started:.0f} s, nothing lost")
+    except Broken as broken:
+        sys.exit(str(broken))
+
+
+if __name__ == "__main__":
+    main()
