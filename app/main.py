@@ -120,7 +120,7 @@ def _services_of(settings: Settings) -> Callable[[Litestar], AbstractAsyncContex
 
 
 def _logging(settings: Settings) -> LoggingConfig:
-    ours = {"level": settings.log_level.upper(), "handlers": [], "propagate": True}
+    ours: dict[str, Any] = {"level": settings.log_level.value, "handlers": [], "propagate": True}
     return LoggingConfig(
         # Libraries speak when something is wrong; what they say at lower levels may hold parts of statements.
         root={"level": "WARNING", "handlers": ["console"]},
