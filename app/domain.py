@@ -54,14 +54,24 @@ class UserToken:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sends the request: a user with its token, else the root key, or anybody when no root key is set."""
+    """Who sends the request: a user with its token, else the root key, or anybody when no root key is set.
+
+    `name`, `request_id` and `operation` (the route's) are what the audit log says of the request.
+    """
 
     user: UserToken | None = None
+    name: str = field(default="open", compare=False)
+    request_id: str = field(default="", compare=False)
+    operation: str = field(default="", compare=False)
 
     @property
     def is_root(self) -> bool:
         """Whether the caller may do everything."""
         return self.user is None
+
+
+# Whoever works on the machine itself.
+OPERATOR = Caller(name="operator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +216,20 @@ class StoredItem:
     vector: Vector | None = None
     contents: str | None = None
     metadata: Metadata | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry:
+    """What the audit log says of one request. Holds no key: `key_id` is a keyed fingerprint of the index key."""
+
+    caller: str
+    key_id: str | None
+    operation: str
+    index_id: UUID | None
+    index_name: str
+    n_items: int | None
+    request_id: str
+    outcome: str
 
 
 @dataclass(frozen=True, slots=True)

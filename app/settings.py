@@ -72,6 +72,8 @@ class Settings:
     prepare_threshold: int = 5
     migrate: bool = False
 
+    audit_reads: bool = False
+
     key_cache_ttl_s: _Seconds = 60.0
     key_cache_size: _Positive = 256
 

@@ -1,12 +1,17 @@
 """The services of one worker process and what they share."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Self
 
-from app.errors import ConfigurationError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app import store
+from app.errors import AppError, ConfigurationError
 from app.services.indexes import IndexService
 from app.services.opener import IndexOpener
 from app.services.search import Searcher
@@ -17,6 +22,9 @@ from app.settings import Settings
 from app.store.engine import check_database, create_engine, create_scan_engine
 
 _EXPIRY_INTERVAL_S = 5.0
+_AUDIT_MONTHS_INTERVAL_S = 6 * 3600.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +56,16 @@ class ServiceContext:
             indexes.sweep()
             training = TrainingService(engine, opener, settings)
             training.start()
-            expiry = asyncio.create_task(_expire_keys(opener))
+            # Before the first write: one that goes to the default partition while its month is made would fail.
+            await _add_audit_months(engine)
+            tasks = [asyncio.create_task(_expire_keys(opener)), asyncio.create_task(_keep_adding_audit_months(engine))]
             try:
                 vectors = VectorService(engine, searcher, opener, training, settings)
                 yield cls(settings, indexes, training, vectors, UserService(engine, opener))
             finally:
-                expiry.cancel()
-                await asyncio.gather(expiry, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
                 await training.close()
                 await indexes.close()
         finally:
@@ -67,3 +78,18 @@ async def _expire_keys(opener: IndexOpener) -> None:
     while True:
         await asyncio.sleep(_EXPIRY_INTERVAL_S)
         opener.forget_expired()
+
+
+async def _keep_adding_audit_months(engine: AsyncEngine) -> None:
+    while True:
+        await asyncio.sleep(_AUDIT_MONTHS_INTERVAL_S)
+        await _add_audit_months(engine)
+
+
+async def _add_audit_months(engine: AsyncEngine) -> None:
+    """Keep partitions of the audit log ready. Without them no write fails: entries go to the default partition."""
+    try:
+        async with engine.begin() as connection:
+            await store.audit.add_partitions(connection)
+    except (AppError, DBAPIError) as error:
+        logger.warning("the audit log has no partitions for the next months: %s", type(error).__name__)

@@ -9,8 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import errors, store
 from app.crypto import keys, sketch
-from app.domain import MAX_DIMENSION, Caller, IndexAccess, IndexDescription, Metric, NewIndex
-from app.services import drift
+from app.domain import MAX_DIMENSION, OPERATOR, Caller, IndexAccess, IndexDescription, Metric, NewIndex
+from app.services import audit, drift
 from app.services.opener import IndexOpener, OpenIndex
 from app.services.trainer import imbalance
 from app.settings import Settings
@@ -35,7 +35,7 @@ class IndexService:
         self._settings = settings
         self._sweeps: set[asyncio.Task[None]] = set()
 
-    async def create(self, new: NewIndex) -> None:
+    async def create(self, new: NewIndex, caller: Caller = OPERATOR) -> None:
         """Create an empty index. Raises `InvalidInput`, `Conflict`."""
         _check_name(new.name)
         kek = _index_key(new)
@@ -58,6 +58,8 @@ class IndexService:
         async with self._engine.begin() as connection:
             await store.indexes.create(connection, values)
             await store.partitions.create(connection, index_id)
+            access = IndexAccess(new.name, new.index_key, caller)
+            await store.audit.record(connection, audit.entry(access, "create", index_id))
 
     async def names(self, caller: Caller) -> list[str]:
         """Return the names of the indexes that `caller` may see."""
@@ -82,6 +84,7 @@ class IndexService:
         async def delete(opened: OpenIndex) -> None:
             async with self._engine.begin() as connection:
                 await store.indexes.delete(connection, opened.index)
+                await store.audit.record(connection, audit.entry(access, "delete", opened.index.id))
 
         await self._opener.with_index(access, delete, needs=None)
         self.sweep()

@@ -21,6 +21,7 @@ from app.domain import (
     StoredItem,
     UpsertOutcome,
 )
+from app.services import audit
 from app.services import batch as batches
 from app.services import packed, plan
 from app.services.opener import IndexOpener, OpenIndex, encoder_for
@@ -51,7 +52,7 @@ class VectorService:
 
         async def upsert(opened: OpenIndex) -> UpsertOutcome:
             batch = await asyncio.to_thread(batches.check, items, opened.index, self._settings.max_batch_items)
-            return await self._write(opened, batch)
+            return await self._write(opened, batch, access)
 
         return await self._opener.with_index(access, upsert, needs=Permission.WRITE)
 
@@ -60,11 +61,11 @@ class VectorService:
 
         async def upsert(opened: OpenIndex) -> UpsertOutcome:
             batch = await asyncio.to_thread(packed.check, items, opened.index, self._settings.max_batch_items)
-            return await self._write(opened, batch)
+            return await self._write(opened, batch, access)
 
         return await self._opener.with_index(access, upsert, needs=Permission.WRITE)
 
-    async def _write(self, opened: OpenIndex, batch: batches.Batch) -> UpsertOutcome:
+    async def _write(self, opened: OpenIndex, batch: batches.Batch, access: IndexAccess) -> UpsertOutcome:
         index = opened.index
         encoder = opened.encoder or _first_encoder(opened, batch.vectors)
         rows = await asyncio.to_thread(
@@ -78,6 +79,7 @@ class VectorService:
             written = await store.items.upsert(connection, index, rows)
             await store.indexes.add_to_count(connection, index.id, n_items=written.n_new, n_changes=written.n_written)
             n_items = 0 if self._settings.auto_train_disabled else (await store.indexes.count(connection, index.id))[0]
+            await store.audit.record(connection, audit.entry(access, "upsert", index.id, n_items=written.n_written))
         return UpsertOutcome(len(batch.ids), await self._training.after_upsert(opened, n_items))
 
     async def query(self, access: IndexAccess, query: Query) -> list[list[Match]]:
@@ -136,6 +138,8 @@ class VectorService:
                     await store.indexes.add_to_count(
                         connection, opened.index.id, n_items=-n_deleted, n_changes=n_deleted
                     )
+                entry = audit.entry(access, "delete_items", opened.index.id, n_items=n_deleted)
+                await store.audit.record(connection, entry)
 
         await self._opener.with_index(access, delete, needs=Permission.WRITE)
 
