@@ -233,6 +233,32 @@ class AuditEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexOverview:
+    """What the database's owner may know of an index without a key."""
+
+    name: str
+    n_items: int
+    n_changes: int
+    dimension: int | None
+    metric: str
+    n_lists: int
+    trained_at: datetime | None
+    created_at: datetime
+    size_bytes: int
+    ivf_size_bytes: int
+    trained_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class IndexFigures:
+    """All indexes in numbers, and the largest of them."""
+
+    n_indexes: int
+    n_builds: int
+    largest: Sequence[IndexOverview]
+
+
+@dataclass(frozen=True, slots=True)
 class UpsertOutcome:
     """How many items were written, and the sentence about a training this write has triggered."""
 

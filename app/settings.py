@@ -30,9 +30,17 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
     "key_cache_ttl_s": ("INDEX_KEK_CACHE_TTL_SECONDS",),
     "root_key": ("SEALDEX_ROOT_KEY", "CYBORGDB_SERVICE_ROOT_KEY"),
     "log_level": ("SEALDEX_LOG_LEVEL", "CYBORGDB_SERVICE_LOG_LEVEL"),
+    "otel_endpoint": ("OTEL_EXPORTER_OTLP_ENDPOINT",),
     "ssl_cert_path": ("SSL_CERT_PATH",),
     "ssl_key_path": ("SSL_KEY_PATH",),
 }
+
+
+class LogFormat(StrEnum):
+    """How a line of the log looks: an object for machines, or text for people."""
+
+    JSON = "JSON"
+    TEXT = "TEXT"
 
 
 _Natural = Annotated[int, Meta(ge=0)]
@@ -63,6 +71,11 @@ class Settings:
     root_key: str | None = field(default=None, repr=False)
     allow_open: bool = False
     log_level: LogLevel = LogLevel.INFO
+    log_format: LogFormat = LogFormat.JSON
+    server_timing: bool = False
+    metrics_open: bool = False
+    metrics_dir: Path | None = None
+    otel_endpoint: str | None = None
     ssl_cert_path: Path | None = None
     ssl_key_path: Path | None = None
 

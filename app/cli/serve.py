@@ -12,6 +12,7 @@ import signal
 import socket
 import ssl
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from granian.log import LogLevels
 from granian.server.mp import MPServer
 from litestar import Litestar
 
+from app.api.telemetry import check_tracing
 from app.configuration import Configuration
 from app.errors import ConfigurationError
 from app.main import create_app_from_env
@@ -46,12 +48,13 @@ def serve(configuration: Configuration) -> None:
     for notice in configuration.notices:
         print(f"sealdex: {notice}", file=sys.stderr)
     _check_tls(settings)
+    check_tracing(settings)
     _check_exposure(settings)
     _check_port(settings)
     # Until the server takes over, a signal must unwind the stack, so that the database is stopped.
     signal.signal(signal.SIGTERM, _interrupt)
-    with _database(settings) as (dsn, kind):
-        os.environ.update({**configuration.environment, "DATABASE_URL": dsn})
+    with _figures_directory(settings) as directory, _database(settings) as (dsn, kind):
+        os.environ.update({**configuration.environment, "DATABASE_URL": dsn, "SEALDEX_METRICS_DIR": directory})
         print(_start_line(settings, kind), flush=True)
         _server(settings).serve()
 
@@ -124,6 +127,24 @@ def _check_port(settings: Settings) -> None:
                     f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}"
                 ) from error
             time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def _figures_directory(settings: Settings) -> Iterator[str]:
+    """Provide the directory where the workers share their figures, without those of an earlier start."""
+    if settings.metrics_dir is None:
+        with tempfile.TemporaryDirectory(prefix="sealdex-figures-") as directory:
+            yield directory
+        return
+    try:
+        settings.metrics_dir.mkdir(parents=True, exist_ok=True)
+        for path in settings.metrics_dir.glob("*.figures"):
+            path.unlink()
+    except OSError as error:
+        raise ConfigurationError(
+            f"SEALDEX_METRICS_DIR={str(settings.metrics_dir)!r}: must be a directory to write to"
+        ) from error
+    yield str(settings.metrics_dir)
 
 
 @contextlib.contextmanager

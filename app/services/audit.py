@@ -10,6 +10,7 @@ from app import errors, store
 from app.crypto import keys
 from app.domain import AuditEntry, IndexAccess
 from app.settings import Settings
+from app.stages import stage
 
 _READS = frozenset(
     {"query", "query_binary", "query_metadata", "get_items", "list_ids", "num_vectors", "describe", "stats"}
@@ -55,7 +56,7 @@ async def _record(engine: AsyncEngine, access: IndexAccess, outcome: str) -> Non
     """Record a use of the index that changes nothing. Neither the name nor the key has been checked."""
     if "\0" in access.index_name:
         return
-    async with engine.begin() as connection:
+    async with stage("audit"), engine.begin() as connection:
         await store.audit.record(
             connection,
             AuditEntry(

@@ -2,18 +2,21 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Self
 
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import store
 from app.errors import AppError, ConfigurationError
+from app.figures import Figures
 from app.services.indexes import IndexService
 from app.services.opener import IndexOpener
+from app.services.operations import OperationService
 from app.services.search import Searcher
 from app.services.training import TrainingService
 from app.services.users import UserService
@@ -36,10 +39,11 @@ class ServiceContext:
     training: TrainingService
     vectors: VectorService
     users: UserService
+    operations: OperationService
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: Settings) -> AsyncIterator[Self]:
+    async def open(cls, settings: Settings, figures: Figures | None = None) -> AsyncIterator[Self]:
         """Connect to the database and offer the services until the block ends.
 
         Raises `ConfigurationError` when there is no database, or not one that will do.
@@ -49,6 +53,8 @@ class ServiceContext:
         engine = create_engine(settings, settings.database_url)
         scan_engine = create_scan_engine(settings, settings.database_url)
         searcher = Searcher(scan_engine, settings.pool_size)
+        if figures is not None:
+            _watch_pools([engine.sync_engine, scan_engine], figures, 2 * settings.pool_size)
         opener = IndexOpener(engine, settings)
         try:
             await check_database(engine)
@@ -61,7 +67,8 @@ class ServiceContext:
             tasks = [asyncio.create_task(_expire_keys(opener)), asyncio.create_task(_keep_adding_audit_months(engine))]
             try:
                 vectors = VectorService(engine, searcher, opener, training, settings)
-                yield cls(settings, indexes, training, vectors, UserService(engine, opener))
+                users = UserService(engine, opener)
+                yield cls(settings, indexes, training, vectors, users, OperationService(engine))
             finally:
                 for task in tasks:
                     task.cancel()
@@ -72,6 +79,26 @@ class ServiceContext:
             searcher.close()
             scan_engine.dispose()
             await engine.dispose()
+
+
+def _watch_pools(engines: Sequence[Engine], figures: Figures, size: int) -> None:
+    """Keep the figures of the connection pools up to date."""
+    n_in_use = 0
+
+    def checked_out(*_: object) -> None:
+        nonlocal n_in_use
+        n_in_use += 1
+        figures.set_pool(n_in_use, size)
+
+    def checked_in(*_: object) -> None:
+        nonlocal n_in_use
+        n_in_use -= 1
+        figures.set_pool(n_in_use, size)
+
+    for engine in engines:
+        event.listen(engine, "checkout", checked_out)
+        event.listen(engine, "checkin", checked_in)
+    figures.set_pool(0, size)
 
 
 async def _expire_keys(opener: IndexOpener) -> None:

@@ -14,6 +14,7 @@ from app.services import audit, drift
 from app.services.opener import IndexOpener, OpenIndex
 from app.services.trainer import imbalance
 from app.settings import Settings
+from app.stages import stage
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class IndexService:
             "requested_n_lists": new.n_lists,
             "index_config": new.index_config,
         }
-        async with self._engine.begin() as connection:
+        async with stage("sql"), self._engine.begin() as connection:
             await store.indexes.create(connection, values)
             await store.partitions.create(connection, index_id)
             access = IndexAccess(new.name, new.index_key, caller)
@@ -63,14 +64,15 @@ class IndexService:
 
     async def names(self, caller: Caller) -> list[str]:
         """Return the names of the indexes that `caller` may see."""
-        return await self._opener.visible_names(caller)
+        async with stage("sql"):
+            return await self._opener.visible_names(caller)
 
     async def describe(self, access: IndexAccess) -> IndexDescription:
         """Return the contract's facts about an index."""
 
         async def read(opened: OpenIndex) -> IndexDescription:
             index = opened.index
-            async with self._engine.connect() as connection:
+            async with stage("sql"), self._engine.connect() as connection:
                 await store.indexes.check_revision(connection, index)
             return IndexDescription(
                 index.name, index.is_trained, index.dimension or 0, index.metric, index.n_lists, index.index_config
@@ -82,7 +84,7 @@ class IndexService:
         """Delete an index with all its items. Its name is free at once."""
 
         async def delete(opened: OpenIndex) -> None:
-            async with self._engine.begin() as connection:
+            async with stage("sql"), self._engine.begin() as connection:
                 await store.indexes.delete(connection, opened.index)
                 await store.audit.record(connection, audit.entry(access, "delete", opened.index.id))
 
@@ -112,7 +114,7 @@ class IndexService:
 
         async def read(opened: OpenIndex) -> dict[str, Any]:
             index = opened.index
-            async with self._engine.connect() as connection:
+            async with stage("sql"), self._engine.connect() as connection:
                 await store.indexes.check_revision(connection, index)
                 n_items, n_changes = await store.indexes.count(connection, index.id)
                 n_bytes, n_ivf_bytes = await store.items.sizes(connection, index)

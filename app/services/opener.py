@@ -26,6 +26,7 @@ from app.crypto import aead, keys, sessions, sketch, user_keys
 from app.domain import Caller, Index, IndexAccess, Permission, UserToken
 from app.services import audit
 from app.settings import Settings
+from app.stages import stage
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ class IndexOpener:
         for attempt in range(_ATTEMPTS):
             remembered = self._rows.get(access.index_name)
             try:
-                opened = await self.open(access)
+                async with stage("unwrap"):
+                    opened = await self.open(access)
                 if needs is not None and needs not in opened.permissions:
                     raise errors.Forbidden(f"permission denied: this API key may not {needs} items")
                 return await operation(opened)

@@ -291,6 +291,8 @@ trainings = sa.Table(
     sa.Column("encoder_version", sa.SmallInteger, comment="Version of the encoder it built for"),
     sa.Column("recall", sa.Double, comment="Measured recall@10 at the default target; null when it was not measured"),
     comment="Every training that has ended, the newest with the highest number",
+)
+
 audit_chains = sa.Table(
     "audit_chains",
     metadata,
