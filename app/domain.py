@@ -226,7 +226,7 @@ class AuditEntry:
     key_id: str | None
     operation: str
     index_id: UUID | None
-    index_name: str
+    index_name: str | None
     n_items: int | None
     request_id: str
     outcome: str

@@ -10,6 +10,7 @@ AppError
 ├── Conflict            the name is taken
 ├── TooLarge            the body is above the limit
 ├── Overloaded          too many requests in work; try again later
+├── RateLimited         this key has sent too many requests; try again later
 ├── Unavailable         the database does not answer
 └── DataCorrupted       a stored value does not open
 TrainingFailed          a training came to a bad end; `train` answers it with 200 and the reason
@@ -77,6 +78,10 @@ class Overloaded(AppError):
     def __init__(self, message: str, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(Overloaded):
+    """This key has sent too many requests."""
 
 
 class Unavailable(Overloaded):

@@ -10,11 +10,18 @@ from litestar.di import NamedDependency, Provide
 from litestar.types import Middleware
 
 from app.api import health, indexes, metrics, training, users, vectors
-from app.api.auth import provide_caller, require_api_key
+from app.api.auth import limit_rate, provide_caller, require_api_key
 from app.api.bodies import JSONStruct
 from app.api.errors import EXCEPTION_HANDLERS
 from app.api.logs import logging_config
-from app.api.middleware import ContractPaths, RequestLimit, add_request_id, keep_escaped_slashes
+from app.api.middleware import (
+    ContractPaths,
+    RequestLimit,
+    add_request_id,
+    cors,
+    keep_escaped_slashes,
+    security_headers,
+)
 from app.api.openapi import openapi_route
 from app.api.telemetry import tracing
 from app.domain import Caller
@@ -62,14 +69,15 @@ def create_app(settings: Settings, outermost: Sequence[Middleware] = ()) -> Lite
         route_handlers=[routes, documents, Router("/", route_handlers=[metrics.metrics], dependencies=operations)],
         state=State({"settings": settings, "figures": figures}),
         lifespan=[_services_of(settings)],
-        guards=[require_api_key],
+        guards=[require_api_key, limit_rate],
+        cors_config=cors(settings),
         middleware=[
             *outermost,
             metrics.Observation(),
             ContractPaths(),
             RequestLimit(settings.max_requests_in_work),
         ],
-        before_send=[add_request_id, metrics.observe],
+        before_send=[add_request_id, security_headers(settings), metrics.observe],
         after_exception=[metrics.count_damage],
         response_class=metrics.TimedResponse,
         exception_handlers=EXCEPTION_HANDLERS,

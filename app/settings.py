@@ -94,6 +94,9 @@ class Settings:
     max_batch_items: _Positive = 100_000
     max_top_k: _Positive = 10_000
     max_requests_in_work: _Positive = 64
+    rate_limit_per_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    rate_limit_burst: _Positive = 100
+    cors_origins: str = ""
 
     sketch_bits: Annotated[int, Meta(ge=1, le=64_000)] | None = None
     sketch_noise: Annotated[float, Meta(ge=0, lt=0.5)] = 0.10

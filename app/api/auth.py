@@ -43,6 +43,12 @@ async def require_api_key(connection: ASGIConnection[Any, Any, Any, Any], handle
     connection.scope["user"] = _named(caller, connection, handler)
 
 
+async def limit_rate(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Count the request for its caller. Raises `RateLimited`."""
+    if not handler.opt.get("is_public"):
+        await connection.app.state.services.limiter.check(connection.scope["user"].name)
+
+
 def identify(api_key: str | None, root_key: str | None) -> Caller:
     """Return the sender of `api_key`. Raises `ApiKeyRejected`."""
     if root_key is None:

@@ -24,6 +24,7 @@ from app.errors import (
     KeyRejected,
     NotFound,
     Overloaded,
+    RateLimited,
     TooLarge,
     Unavailable,
 )
@@ -39,6 +40,7 @@ STATUS_CODES: dict[type[AppError], int] = {
     NotFound: 404,
     Conflict: 409,
     TooLarge: 413,
+    RateLimited: 429,
     Overloaded: 503,
     Unavailable: 503,
     DataCorrupted: 500,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
-from app.cli import serve, show
+from app.cli import audit, backup, serve, show, status, transfer
 from app.cli.output import print_json
 from app.configuration import Configuration
 from app.errors import ConfigurationError
@@ -52,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sealdex {version('sealdex')}")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_service(commands)
+    _add_looks(commands)
+    _add_transfer(commands)
     return parser
 
 
@@ -76,6 +78,47 @@ def _add_service(commands: _Commands) -> None:
     for command in (start, migrate, config):
         command.add_argument("--data-dir", help="directory of the embedded database (SEALDEX_DATA_DIR)")
     _add(commands, "keygen", "print a new key: 64 hexadecimal digits", _keygen)
+
+
+def _add_looks(commands: _Commands) -> None:
+    looks = [
+        _add(commands, "status", "list the indexes: sizes, lists, recall, training", status.status),
+        _add(commands, "doctor", "look whether the database is as the service needs it", status.doctor),
+    ]
+    log = commands.add_parser("audit", help="the audit log").add_subparsers(dest="audit_command", required=True)
+    verify = _add(log, "verify", "report what was changed in or removed from the audit log", audit.verify)
+    verify.add_argument("--save", metavar="FILE", help="keep the ends of the chains in a file, outside the database")
+    verify.add_argument("--against", metavar="FILE", help="compare with what --save has kept")
+    drop = _add(log, "drop", "drop the months of the audit log that end before a day", audit.drop)
+    drop.add_argument("--before", metavar="YYYY-MM-DD", required=True)
+    for command in (*looks, verify, drop):
+        command.add_argument("--data-dir", help="directory of the embedded database (SEALDEX_DATA_DIR)")
+    check = _add(
+        commands, "backup-check", "prove that a dump or backup holds no canary in plaintext", backup.backup_check
+    )
+    check.add_argument("paths", nargs="+", metavar="PATH", help="dumps of any format, or directories")
+    check.add_argument("--canaries", metavar="FILE", required=True, help="one a line: texts, or vectors as [1.5, …]")
+
+
+def _add_transfer(commands: _Commands) -> None:
+    train = _add(commands, "train", "train an index, and wait for the end", transfer.train)
+    train.add_argument("index")
+    train.add_argument("--n-lists", type=int, help="how many lists; none is chosen by the number of items")
+    load = _add(
+        commands, "import", "store the items of a file; goes on where it was interrupted", transfer.import_items
+    )
+    load.add_argument("index")
+    load.add_argument("file", help=".jsonl, .npy, .npz or .parquet")
+    load.add_argument("--ids", metavar="FILE", help="ids for .npy and .npz, one a line; else the row numbers")
+    load.add_argument("--restart", action="store_true", help="begin with the first item again")
+    save = _add(commands, "export", "write all items of an index as JSON lines", transfer.export_items)
+    save.add_argument("index")
+    save.add_argument("--output", metavar="FILE", default="-", help="the file to write; - is stdout, the default")
+    for command in (train, load, save):
+        command.add_argument("--url", help="the service (SEALDEX_URL, else HOST and PORT)")
+        command.add_argument(
+            "--index-key-file", metavar="FILE", help="a file with the index key; else SEALDEX_INDEX_KEY has it"
+        )
 
 
 def _serve(_: argparse.Namespace, configuration: Configuration) -> int:

@@ -1,9 +1,14 @@
 """What the commands print: tables for people, JSON for scripts, progress on stderr."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import TaskProgressColumn as Rate
 
 
 def print_json(document: Any) -> None:
@@ -35,3 +40,20 @@ def size(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1024
     return f"{n_bytes:.1f} TB"
+
+
+@contextmanager
+def progress(what: str, total: int | None, *, show: bool, start: int = 0) -> Iterator[Callable[[int], None]]:
+    """Show a bar on stderr with rate and time left while the block runs, and give what moves it on."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(show_speed=True),
+        TimeRemainingColumn(),
+    )
+    is_terminal = sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=not (show and is_terminal), transient=True) as bar:
+        task = bar.add_task(what, total=total, completed=start)
+        yield lambda steps: bar.advance(task, steps)

@@ -15,6 +15,7 @@ from app import store
 from app.errors import AppError, ConfigurationError
 from app.figures import Figures
 from app.services.indexes import IndexService
+from app.services.limits import RateLimiter
 from app.services.opener import IndexOpener
 from app.services.operations import OperationService
 from app.services.search import Searcher
@@ -40,6 +41,7 @@ class ServiceContext:
     vectors: VectorService
     users: UserService
     operations: OperationService
+    limiter: RateLimiter
 
     @classmethod
     @asynccontextmanager
@@ -68,7 +70,8 @@ class ServiceContext:
             try:
                 vectors = VectorService(engine, searcher, opener, training, settings)
                 users = UserService(engine, opener)
-                yield cls(settings, indexes, training, vectors, users, OperationService(engine))
+                limiter = RateLimiter(engine, settings)
+                yield cls(settings, indexes, training, vectors, users, OperationService(engine), limiter)
             finally:
                 for task in tasks:
                     task.cancel()

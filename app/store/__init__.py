@@ -1,14 +1,29 @@
 """PostgreSQL: every statement the service sends."""
 
-from app.store import audit, candidates, indexes, items, overview, partitions, samples, tables, training, users
+from app.store import (
+    audit,
+    candidates,
+    doctor,
+    indexes,
+    items,
+    overview,
+    partitions,
+    rate_limits,
+    samples,
+    tables,
+    training,
+    users,
+)
 
 __all__ = [
     "audit",
     "candidates",
+    "doctor",
     "indexes",
     "items",
     "overview",
     "partitions",
+    "rate_limits",
     "samples",
     "tables",
     "training",

@@ -52,7 +52,7 @@ async def record(connection: AsyncConnection, entry: AuditEntry) -> None:
     )
 
 
-def _id_of(index_name: str) -> sa.ScalarSelect[object]:
+def _id_of(index_name: str | None) -> sa.ScalarSelect[object]:
     return sa.select(indexes.c.id).where(indexes.c.name == index_name).scalar_subquery()
 
 

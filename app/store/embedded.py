@@ -47,6 +47,7 @@ _STOP_TIMEOUT_S = 120
 # sun_path of a Unix socket has 108 bytes on Linux and 104 on macOS, with the closing zero.
 _MAX_SOCKET_PATH = 103
 _PORT = 5432
+_PID_FILE_LINES = 5
 _SOCKET_NAME = f".s.PGSQL.{_PORT}"
 
 _MB = 1024 * 1024
@@ -216,6 +217,25 @@ class EmbeddedPostgres:
                 f"The embedded PostgreSQL failed ({program} {args[0]}): see {self.pgdata / 'start.log'} "
                 f"and {self.pgdata / 'log'}"
             ) from error
+
+
+def running_dsn(data_dir: Path) -> str | None:
+    """Return the address of the server that a service is running on `data_dir`, or None when there is none."""
+    pgdata = data_dir.expanduser().resolve() / "postgres"
+    try:
+        lines = (pgdata / "postmaster.pid").read_text().splitlines()
+    except OSError:
+        return None
+    # Lines of the file: pid, data directory, start, port, socket directory, …, status.
+    if len(lines) < _PID_FILE_LINES or not lines[0].isdigit() or not _is_postmaster(int(lines[0]), pgdata):
+        return None
+    return f"postgresql://{_SUPERUSER}@/{DATABASE}?host={quote(lines[4], safe='')}&port={lines[3]}"
+
+
+def program(name: str) -> Path:
+    """Return a program of PostgreSQL: that on the PATH, which may be newer, or the one that comes along."""
+    found = shutil.which(name)
+    return Path(found) if found else _bin_dir() / name
 
 
 def server_settings(memory: int, max_connections: int) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """Statements on the database as a whole, for those who run it. None needs a key."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -25,3 +27,18 @@ async def index_figures(connection: AsyncConnection) -> IndexFigures:
     progress = "SELECT count(*) FROM pg_stat_progress_create_index WHERE datname = current_database()"
     n_builds = (await connection.execute(sa.text(progress))).scalar_one()
     return IndexFigures(n_indexes, n_builds, await indexes(connection, _N_LARGEST))
+
+
+async def status(connection: AsyncConnection) -> list[dict[str, Any]]:
+    """Return every index with its size, its search profile, and the phase of the build that is running on it."""
+    statement = sa.text(
+        """
+        SELECT overview.name, overview.n_items, overview.n_changes, overview.dimension, overview.metric,
+               overview.n_lists, overview.trained_at, overview.created_at,
+               coalesce(overview.size_bytes, 0) AS size_bytes, overview.ivf_size_bytes, indexes.profile,
+               (SELECT phase FROM pg_stat_progress_create_index AS build
+                WHERE build.relid = to_regclass('items_' || replace(overview.id::text, '-', '')) LIMIT 1) AS building
+        FROM sealdex_views.indexes AS overview JOIN indexes USING (id) ORDER BY overview.name
+        """
+    )
+    return [dict(row._mapping) for row in await connection.execute(statement)]  # noqa: SLF001  # SQLAlchemy's documented way

@@ -360,6 +360,15 @@ audit_log = sa.Table(
     postgresql_partition_by="RANGE (recorded_at)",
 )
 
+rate_limits = sa.Table(
+    "rate_limits",
+    metadata,
+    sa.Column("caller", sa.Text, primary_key=True, comment="Whose rate, as in the audit log"),
+    sa.Column("busy_until", TIMESTAMP(timezone=True), nullable=False, comment="Until when that rate is used up"),
+    comment="How far each caller is ahead of its rate; empty unless a rate limit is set, and lost in a crash",
+    prefixes=["UNLOGGED"],
+)
+
 
 def partition_name(index_id: UUID) -> str:
     """Return the name of the partition of `items` that holds the items of an index."""

@@ -1,4 +1,4 @@
-"""The audit log, and views for whoever owns the database.
+"""The audit log, views for whoever owns the database, and rate limits.
 
 `audit_log` is partitioned by month. A trigger numbers and chains each entry as it is inserted: an entry belongs to one
 of several chains, takes the next position in it, and its hash covers that of the entry before. One chain would make
@@ -286,6 +286,7 @@ _GRANTS = """
 
 
 def upgrade() -> None:
+    _create_rate_limits()
     op.execute("CREATE SCHEMA sealdex_views")
     op.execute("COMMENT ON SCHEMA sealdex_views IS 'Views on Sealdex for whoever owns the database; need no keys'")
     _create_chains()
@@ -311,6 +312,24 @@ def downgrade() -> None:
     op.execute("DROP TABLE audit_log CASCADE")
     op.execute("DROP SCHEMA sealdex_views CASCADE")
     op.drop_table("audit_chains")
+    op.drop_table("rate_limits")
+
+
+def _create_rate_limits() -> None:
+    op.create_table(
+        "rate_limits",
+        sa.Column("caller", sa.Text(), nullable=False, comment="Whose rate, as in the audit log"),
+        sa.Column(
+            "busy_until",
+            postgresql.TIMESTAMP(timezone=True),
+            nullable=False,
+            comment="Until when that rate is used up",
+        ),
+        sa.PrimaryKeyConstraint("caller", name=op.f("pk_rate_limits")),
+        comment="How far each caller is ahead of its rate; empty unless a rate limit is set, and lost in a crash",
+        # No WAL for what is worthless a second later.
+        prefixes=["UNLOGGED"],
+    )
 
 
 def _create_chains() -> None:

@@ -10,7 +10,7 @@ ROW = re.compile(r"^\| (`[A-Z_`, ]+`) \| (.+?) \| .+ \|$", re.MULTILINE)
 
 
 def text(value: Any) -> str:
-    if value is None:
+    if value is None or value == "":
         return "none"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
