@@ -46,7 +46,7 @@ def run(service: Service, *arguments: str, status: int = 0, **env: str) -> str:
     with patch.dict(os.environ, environment, clear=True), redirect_stdout(stdout), redirect_stderr(stderr):
         found = cli.main(arguments)
         stdout.flush()
-    printed = stdout.buffer.getvalue().decode()  # type: ignore[attr-defined]  # a BytesIO
+    printed = stdout.buffer.getvalue().decode()
     assert found == status, printed + stderr.getvalue()
     assert KEY not in printed + stderr.getvalue()
     return printed if status == 0 else printed + stderr.getvalue()
