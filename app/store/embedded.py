@@ -178,6 +178,8 @@ class EmbeddedPostgres:
         """Stop the server that a killed service has left behind, or remove what a killed server has left."""
         pid_file = self.pgdata / "postmaster.pid"
         if not pid_file.exists():
+            # A base backup brings the lock of the socket along, which names a server that is not this one.
+            (self.pgdata / f"{_SOCKET_NAME}.lock").unlink(missing_ok=True)
             return
         lines = pid_file.read_text().splitlines()
         if lines and lines[0].isdigit() and _is_postmaster(int(lines[0]), self.pgdata):
@@ -233,9 +235,8 @@ def running_dsn(data_dir: Path) -> str | None:
 
 
 def program(name: str) -> Path:
-    """Return a program of PostgreSQL: that on the PATH, which may be newer, or the one that comes along."""
-    found = shutil.which(name)
-    return Path(found) if found else _bin_dir() / name
+    """Return a program of PostgreSQL as it comes along: it reads what every older version has written."""
+    return _bin_dir() / name
 
 
 def server_settings(memory: int, max_connections: int) -> dict[str, str]:
