@@ -238,15 +238,13 @@ class IndexOverview:
 
     name: str
     n_items: int
-    n_changes: int
-    dimension: int | None
-    metric: str
     n_lists: int
-    trained_at: datetime | None
-    created_at: datetime
+    is_training: bool
+    is_drifted: bool
     size_bytes: int
     ivf_size_bytes: int
     trained_at_s: float
+    recall: float | None
 
 
 @dataclass(frozen=True, slots=True)

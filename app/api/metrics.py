@@ -147,16 +147,26 @@ class _Scrape(Collector):
 
 def _index_metrics(figures: IndexFigures) -> Iterator[Metric]:
     yield GaugeMetricFamily("sealdex_indexes", "Indexes", value=figures.n_indexes)
+    n_training = sum(index.is_training for index in figures.largest)
+    yield GaugeMetricFamily(
+        "sealdex_indexes_in_training", "Indexes whose training is at work or waits", value=n_training
+    )
     yield GaugeMetricFamily("sealdex_index_builds_running", "ivfflat indexes being built", value=figures.n_builds)
     families = {
         "n_items": GaugeMetricFamily("sealdex_index_items", "Items of an index", labels=["index"]),
         "size_bytes": GaugeMetricFamily("sealdex_index_size_bytes", "Bytes of an index on disk", labels=["index"]),
         "n_lists": GaugeMetricFamily("sealdex_index_lists", "IVF lists; 1 is untrained", labels=["index"]),
+        "recall": GaugeMetricFamily(
+            "sealdex_index_recall_ratio", "Recall@10 that the last training measured", labels=["index"]
+        ),
+        "is_drifted": GaugeMetricFamily("sealdex_index_drifted", "Whether to train it again", labels=["index"]),
         "trained_at_s": GaugeMetricFamily(
             "sealdex_index_trained_timestamp_seconds", "End of the last training; 0 is never", labels=["index"]
         ),
     }
     for index in figures.largest:
         for name, family in families.items():
-            family.add_metric([index.name], getattr(index, name))
+            value: float | None = getattr(index, name)
+            if value is not None:
+                family.add_metric([index.name], value)
     yield from families.values()

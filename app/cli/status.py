@@ -21,14 +21,12 @@ def status(options: argparse.Namespace, configuration: Configuration) -> int:
         async with engine.connect() as connection:
             return await store.overview.status(connection)
 
-    indexes = database.ask(configuration.settings, question)
-    threshold = configuration.settings.retrain_threshold
-    rows = [{**index, "items_per_list": index["n_items"] / index["n_lists"]} for index in indexes]
+    rows = database.ask(configuration.settings, question)
     if options.json:
-        print_json({"indexes": rows, "retrain_threshold": threshold})
+        print_json({"indexes": rows})
         return 0
     print_table(
-        ("index", "items", "size", "ivf", "lists", "items/list", "trained", "recall", "training"),
+        ("index", "items", "size", "ivf", "lists", "trained", "recall", "changed", "training"),
         [
             (
                 row["name"],
@@ -36,10 +34,10 @@ def status(options: argparse.Namespace, configuration: Configuration) -> int:
                 size(row["size_bytes"]),
                 size(row["ivf_size_bytes"]),
                 row["n_lists"],
-                round(row["items_per_list"]),
                 "never" if row["trained_at"] is None else f"{row['trained_at']:%Y-%m-%d %H:%M}",
-                _recall(row["profile"]),
-                row["building"] or ("due" if row["items_per_list"] > threshold else ""),
+                "" if row["recall"] is None else f"{row['recall']:.3f}",
+                "" if row["changed_share"] is None else f"{row['changed_share']:.0%}",
+                _training(row),
             )
             for row in rows
         ],
@@ -64,7 +62,7 @@ def doctor(options: argparse.Namespace, configuration: Configuration) -> int:
     return 1 if any(finding.state == "problem" for finding in found) else 0
 
 
-def _recall(profile: Mapping[str, Any] | None) -> str:
-    """Return the recall that the last training measured for the default target, if it is in its profile."""
-    recall = (profile or {}).get("recall")
-    return f"{recall:.3f}" if isinstance(recall, int | float) else ""
+def _training(row: Mapping[str, Any]) -> str:
+    if row["is_training"]:
+        return f"{row['training_phase'] or 'queued'} {row['training_progress']} %"
+    return "advised" if row["is_drifted"] else ""

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import errors, store
 from app.crypto import keys
-from app.domain import AuditEntry, IndexAccess
+from app.domain import AuditEntry, Index, IndexAccess
 from app.settings import Settings
 from app.stages import stage
 
@@ -33,6 +33,26 @@ def entry(
         request_id=access.caller.request_id,
         outcome=outcome,
     )
+
+
+def of_training(index: Index, n_items: int) -> AuditEntry:
+    """Return the entry of a training that has moved queries to a new ivfflat index, whoever asked for it."""
+    return AuditEntry(
+        caller="service",
+        key_id=None,
+        operation="train",
+        index_id=index.id,
+        index_name=index.name,
+        n_items=n_items,
+        request_id="",
+        outcome="done",
+    )
+
+
+async def record_request(engine: AsyncEngine, access: IndexAccess, operation: str, index_id: UUID) -> None:
+    """Record in a transaction of its own what a request asks for that is done later."""
+    async with stage("audit"), engine.begin() as connection:
+        await store.audit.record(connection, entry(access, operation, index_id))
 
 
 @asynccontextmanager

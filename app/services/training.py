@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import errors, store
 from app.domain import Caller, Index, IndexAccess, Permission, TrainingResult, TrainingStatus
+from app.services import audit
 from app.services.opener import IndexOpener, OpenIndex
 from app.services.trainer import Job, Progress, Trainer, automatic_n_lists
 from app.settings import Settings
@@ -69,6 +70,7 @@ class TrainingService:
         if n_lists is not None and n_lists < 0:
             raise errors.InvalidInput("n_lists cannot be negative")
         opened = await self._opener.with_index(access, self._current, needs=None)
+        await audit.record_request(self._engine, access, "train_request", opened.index.id)
         try:
             task = await self._begin_in_line(opened, n_lists or None)
             # A client that goes away does not end the training.

@@ -91,7 +91,7 @@ async def _invalid_indexes(connection: AsyncConnection) -> list[Finding]:
 async def _left_behind(connection: AsyncConnection) -> list[Finding]:
     n_dropped = (await connection.execute(sa.text("SELECT count(*) FROM dropped_indexes"))).scalar_one()
     missing = sa.text(
-        "SELECT name FROM sealdex_views.indexes WHERE size_bytes IS NULL OR (n_items > 0 AND ivf_size_bytes = 0)"
+        "SELECT name FROM sealdex_views.indexes WHERE size_bytes = 0 OR (n_items > 0 AND ivf_size_bytes = 0)"
     )
     names = list((await connection.execute(missing)).scalars())
     return [

@@ -14,9 +14,9 @@ _N_LARGEST = 100
 async def indexes(connection: AsyncConnection, limit: int | None = None) -> list[IndexOverview]:
     """Return every index with its size, or the `limit` largest ones, largest first."""
     statement = sa.text(
-        "SELECT name, n_items, n_changes, dimension, metric, n_lists, trained_at, created_at,"
-        " coalesce(size_bytes, 0), ivf_size_bytes, coalesce(extract(epoch FROM trained_at), 0)::float8"
-        " FROM sealdex_views.indexes ORDER BY size_bytes DESC NULLS LAST, name LIMIT :limit"
+        "SELECT name, n_items, n_lists, is_training, is_drifted, size_bytes, ivf_size_bytes,"
+        " coalesce(extract(epoch FROM trained_at), 0)::float8, recall"
+        " FROM sealdex_views.indexes ORDER BY size_bytes DESC, name LIMIT :limit"
     )
     return [IndexOverview(*row) for row in await connection.execute(statement, {"limit": limit})]
 
@@ -30,15 +30,6 @@ async def index_figures(connection: AsyncConnection) -> IndexFigures:
 
 
 async def status(connection: AsyncConnection) -> list[dict[str, Any]]:
-    """Return every index with its size, its search profile, and the phase of the build that is running on it."""
-    statement = sa.text(
-        """
-        SELECT overview.name, overview.n_items, overview.n_changes, overview.dimension, overview.metric,
-               overview.n_lists, overview.trained_at, overview.created_at,
-               coalesce(overview.size_bytes, 0) AS size_bytes, overview.ivf_size_bytes, indexes.profile,
-               (SELECT phase FROM pg_stat_progress_create_index AS build
-                WHERE build.relid = to_regclass('items_' || replace(overview.id::text, '-', '')) LIMIT 1) AS building
-        FROM sealdex_views.indexes AS overview JOIN indexes USING (id) ORDER BY overview.name
-        """
-    )
+    """Return every index as the database's owner sees it: size, lists, recall, drift, training."""
+    statement = sa.text("SELECT * FROM sealdex_views.indexes ORDER BY name")
     return [dict(row._mapping) for row in await connection.execute(statement)]  # noqa: SLF001  # SQLAlchemy's documented way

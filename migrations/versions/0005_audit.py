@@ -175,24 +175,29 @@ _AUDIT_VIEW = """
 
 _INDEXES_VIEW = """
     CREATE VIEW sealdex_views.indexes AS
-    SELECT name, id, metric, dimension, storage_precision,
-           coalesce(counts.n_items, 0)::bigint AS n_items, coalesce(counts.n_changes, 0)::bigint AS n_changes,
-           n_lists, trained_at, created_at,
-           pg_total_relation_size(partition.oid) AS size_bytes,
+    SELECT overview.name, overview.id, indexes.metric, indexes.dimension, indexes.storage_precision,
+           overview.n_items::bigint AS n_items, overview.n_changes_since_training::bigint AS n_changes_since_training,
+           overview.changed_share, overview.is_drifted, overview.n_lists, overview.recall, overview.trained_at,
+           overview.is_training, overview.training_phase, overview.training_progress, indexes.created_at,
+           coalesce(pg_total_relation_size(partition.oid), 0) AS size_bytes,
            coalesce(ivf.size_bytes, 0)::bigint AS ivf_size_bytes
-    FROM indexes
-    LEFT JOIN LATERAL (
-        SELECT sum(item_counts.n_items) AS n_items, sum(item_counts.n_changes) AS n_changes
-        FROM item_counts WHERE item_counts.index_id = indexes.id
-    ) AS counts ON true
+    FROM index_overview AS overview
+    JOIN indexes USING (id)
     LEFT JOIN pg_class AS partition
-        ON partition.relname = 'items_' || replace(indexes.id::text, '-', '')
+        ON partition.relname = overview.partition
         AND partition.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'items'::regclass)
     LEFT JOIN LATERAL (
         SELECT sum(pg_relation_size(indexrelid)) AS size_bytes
         FROM pg_index JOIN pg_class AS ivf_class ON ivf_class.oid = indexrelid
         WHERE indrelid = partition.oid AND starts_with(ivf_class.relname, 'ivf_')
     ) AS ivf ON true
+"""
+
+_TRAININGS_VIEW = """
+    CREATE VIEW sealdex_views.trainings AS
+    SELECT indexes.name AS index_name, trainings.index_id, trainings.started_at, trainings.finished_at,
+           trainings.outcome, trainings.failure, trainings.n_items, trainings.n_lists, trainings.recall
+    FROM trainings JOIN indexes ON indexes.id = trainings.index_id
 """
 
 _PARTITIONS_VIEW = """
@@ -208,9 +213,9 @@ _COMMENTS = {
         "Who changed what and when, newest not first: add ORDER BY recorded_at DESC",
         {
             "recorded_at": "When the transaction of the change began",
-            "caller": "Who: root, user and its id, open (a service without a root key), operator (the command line)",
+            "caller": "Who: root, user and its id, open (no root key is set), operator (command line), service (a training)",
             "key_id": "Keyed fingerprint of the index key that was used; tells keys apart, opens nothing",
-            "operation": "What: create, delete, upsert, delete_items, train …",
+            "operation": "What: create, delete, upsert, delete_items, create_user, delete_user, train_request, train …",
             "index_name": "Name of the index at that time",
             "index_id": "Id of the index; null when there was none",
             "n_items": "How many items were written or deleted; null where that means nothing",
@@ -239,12 +244,32 @@ _COMMENTS = {
             "dimension": "Length of the vectors; null until the first upsert when none was given",
             "storage_precision": "Number format of the vectors before sealing",
             "n_items": "How many items it has",
-            "n_changes": "Items added, replaced or deleted since it was made",
+            "n_changes_since_training": "Items added, replaced or deleted since the last training began to build",
+            "changed_share": "The same as a share of the items there were then; null before the first training",
+            "is_drifted": "Train again: much has changed, or the last training missed its target",
             "n_lists": "IVF lists; 1 until the first training",
+            "recall": "Recall@10 measured by the last training; null when it had no key",
+            "is_training": "Whether a training is at work or waits for its turn",
+            "training_phase": "What the last training does, or did last",
+            "training_progress": "Per cent of it that is done",
             "trained_at": "When the last training ended; null before the first",
             "created_at": "When it was created",
             "size_bytes": "Bytes on disk with all that belongs to it",
             "ivf_size_bytes": "Bytes of its ivfflat index alone",
+        },
+    ),
+    "trainings": (
+        "The trainings of each index, one row each",
+        {
+            "index_name": "The name clients use",
+            "index_id": "The index",
+            "started_at": "When the training began",
+            "finished_at": "When it ended",
+            "outcome": "succeeded, failed or interrupted",
+            "failure": "Why it failed; null when it did not",
+            "n_items": "Items there were",
+            "n_lists": "IVF lists it made; null when it did not get there",
+            "recall": "Recall@10 it measured; null when it had no key",
         },
     ),
     "audit_partitions": (
@@ -295,7 +320,7 @@ def upgrade() -> None:
         op.execute(statement)
     _create_triggers()
     op.execute("SELECT sealdex_views.add_audit_partitions(3)")
-    for statement in (_AUDIT_VIEW, _PROBLEMS, _INDEXES_VIEW, _PARTITIONS_VIEW):
+    for statement in (_AUDIT_VIEW, _PROBLEMS, _INDEXES_VIEW, _TRAININGS_VIEW, _PARTITIONS_VIEW):
         op.execute(statement)
     for view, (comment, columns) in _COMMENTS.items():
         op.execute(f"COMMENT ON VIEW sealdex_views.{view} IS {_literal(comment)}")
