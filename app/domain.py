@@ -54,14 +54,24 @@ class UserToken:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sends the request: a user with its token, else the root key, or anybody when no root key is set."""
+    """Who sends the request: a user with its token, else the root key, or anybody when no root key is set.
+
+    `name`, `request_id` and `operation` (the route's) are what the audit log says of the request.
+    """
 
     user: UserToken | None = None
+    name: str = field(default="open", compare=False)
+    request_id: str = field(default="", compare=False)
+    operation: str = field(default="", compare=False)
 
     @property
     def is_root(self) -> bool:
         """Whether the caller may do everything."""
         return self.user is None
+
+
+# Whoever works on the machine itself.
+OPERATOR = Caller(name="operator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +226,44 @@ class StoredItem:
     vector: Vector | None = None
     contents: str | None = None
     metadata: Metadata | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry:
+    """What the audit log says of one request. Holds no key: `key_id` is a keyed fingerprint of the index key."""
+
+    caller: str
+    key_id: str | None
+    operation: str
+    index_id: UUID | None
+    index_name: str | None
+    n_items: int | None
+    request_id: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class IndexOverview:
+    """What the database's owner may know of an index without a key."""
+
+    name: str
+    n_items: int
+    n_lists: int
+    is_training: bool
+    is_drifted: bool
+    size_bytes: int
+    ivf_size_bytes: int
+    trained_at_s: float
+    recall: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class IndexFigures:
+    """All indexes in numbers, and the largest of them."""
+
+    n_indexes: int
+    n_builds: int
+    largest: Sequence[IndexOverview]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ AppError
 ├── Conflict            the name is taken
 ├── TooLarge            the body is above the limit
 ├── Overloaded          too many requests in work; try again later
+├── RateLimited         this key has sent too many requests; try again later
 ├── Unavailable         the database does not answer
 ├── ModelUnavailable    the embedding model of the index cannot be loaded
 └── DataCorrupted       a stored value does not open
@@ -78,6 +79,10 @@ class Overloaded(AppError):
     def __init__(self, message: str, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(Overloaded):
+    """This key has sent too many requests."""
 
 
 class Unavailable(Overloaded):

@@ -1,25 +1,35 @@
 """The application: the one place where everything is wired."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
-from litestar.logging import LoggingConfig
-from litestar.types import Logger, Scope
+from litestar.types import Middleware
 
-from app.api import embeddings, health, indexes, training, users, vectors
-from app.api.auth import provide_caller, require_api_key
+from app.api import embeddings, health, indexes, metrics, training, users, vectors
+from app.api.auth import limit_rate, provide_caller, require_api_key
 from app.api.bodies import JSONStruct
-from app.api.errors import EXCEPTION_HANDLERS, UNLOGGED
-from app.api.middleware import ContractPaths, RequestLimit, add_request_id, keep_escaped_slashes, request_id
+from app.api.errors import EXCEPTION_HANDLERS
+from app.api.logs import logging_config
+from app.api.middleware import (
+    ContractPaths,
+    RequestLimit,
+    add_request_id,
+    cors,
+    keep_escaped_slashes,
+    security_headers,
+)
 from app.api.openapi import openapi_route
+from app.api.telemetry import tracing
 from app.domain import Caller
+from app.figures import Figures
 from app.services.context import ServiceContext
 from app.services.embedding import EmbeddingService
 from app.services.indexes import IndexService
+from app.services.operations import OperationService
 from app.services.training import TrainingService
 from app.services.users import UserService
 from app.services.vectors import VectorService
@@ -37,12 +47,14 @@ class Application(Litestar):
         await super().__call__(scope, receive, send)
 
 
-def create_app(settings: Settings) -> Litestar:
+def create_app(settings: Settings, outermost: Sequence[Middleware] = ()) -> Litestar:
     """Return the application of one worker; its lifespan connects to the database."""
+    operations = {"operations": Provide(provide_operations, sync_to_thread=False)}
     routes = Router(
         "/v1",
         route_handlers=[
             health.health,
+            health.ready,
             indexes.router,
             training.router,
             vectors.router,
@@ -53,6 +65,7 @@ def create_app(settings: Settings) -> Litestar:
             "caller": Provide(provide_caller, sync_to_thread=False),
             "indexes": Provide(provide_indexes, sync_to_thread=False),
             "training": Provide(provide_training, sync_to_thread=False),
+            **operations,
             "vectors": Provide(provide_vectors, sync_to_thread=False),
             "users": Provide(provide_users, sync_to_thread=False),
             "embedding": Provide(provide_embedding, sync_to_thread=False),
@@ -60,24 +73,35 @@ def create_app(settings: Settings) -> Litestar:
         dto=JSONStruct,
         return_dto=None,
     )
+    documents = Router("/v1", route_handlers=[openapi_route([routes])])
+    figures = Figures([route.path_format for route in routes.routes], settings.metrics_dir)
     return Application(
-        route_handlers=[routes, Router("/v1", route_handlers=[openapi_route([routes])])],
-        state=State({"settings": settings}),
+        route_handlers=[routes, documents, Router("/", route_handlers=[metrics.metrics], dependencies=operations)],
+        state=State({"settings": settings, "figures": figures}),
         lifespan=[_services_of(settings)],
-        guards=[require_api_key],
-        middleware=[ContractPaths(), RequestLimit(settings.max_requests_in_work)],
-        before_send=[add_request_id],
+        guards=[require_api_key, limit_rate],
+        cors_config=cors(settings),
+        middleware=[
+            *outermost,
+            metrics.Observation(),
+            ContractPaths(),
+            RequestLimit(settings.max_requests_in_work),
+        ],
+        before_send=[add_request_id, security_headers(settings), metrics.observe],
+        after_exception=[metrics.count_damage],
+        response_class=metrics.TimedResponse,
         exception_handlers=EXCEPTION_HANDLERS,
         request_max_body_size=settings.max_body_bytes,
         openapi_config=None,
-        logging_config=_logging(settings),
+        logging_config=logging_config(settings),
         debug=False,
     )
 
 
 def create_app_from_env() -> Litestar:
     """Return the application of a worker process, which finds its settings in the environment."""
-    return create_app(Settings.from_env())
+    settings = Settings.from_env()
+    return create_app(settings, tracing(settings))
 
 
 def provide_indexes(state: State, caller: NamedDependency[Caller]) -> IndexService:
@@ -117,30 +141,17 @@ def provide_embedding(state: State) -> EmbeddingService:
     return services.embedding
 
 
-def log_exception(logger: Logger, scope: Scope, traceback: list[str]) -> None:
-    """Log what went wrong and where, and of the request only its name and route."""
-    del traceback  # logged as exc_info
-    route = scope.get("path_template") or "no route"
-    logger.error("request %s to %s failed", request_id(scope), route, exc_info=True)  # noqa: LOG014  # called while handling it
+def provide_operations(state: State) -> OperationService:
+    """Return the service for those who run this one."""
+    services: ServiceContext = state.services
+    return services.operations
 
 
 def _services_of(settings: Settings) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def services(app: Litestar) -> AsyncIterator[None]:
-        async with ServiceContext.open(settings) as context:
+        async with ServiceContext.open(settings, app.state.figures) as context:
             app.state.services = context
             yield
 
     return services
-
-
-def _logging(settings: Settings) -> LoggingConfig:
-    ours = {"level": settings.log_level.upper(), "handlers": [], "propagate": True}
-    return LoggingConfig(
-        # Libraries speak when something is wrong; what they say at lower levels may hold parts of statements.
-        root={"level": "WARNING", "handlers": ["console"]},
-        loggers={"app": ours, "litestar": ours},
-        log_exceptions="always",
-        exception_logging_handler=log_exception,
-        disable_stack_trace=UNLOGGED,
-    )

@@ -1,21 +1,24 @@
-"""Everything read from the environment.
+"""Everything the service can be told.
 
 One field per variable. `SEALDEX_ROOT_KEY` fills `root_key`; names that other services share
-(`DATABASE_URL`, `PORT`, …) have no prefix and are listed in `_VARIABLES`.
+(`DATABASE_URL`, `PORT`, …) have no prefix and are listed in `_VARIABLES`. `app.configuration` reads them.
+A field that is left out of the `repr` is a secret: neither its value nor a wrong one is ever shown.
 """
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, inspect
 
 from app.errors import ConfigurationError
 
 _PREFIX = "SEALDEX_"
+PREFIXES = (_PREFIX, "CYBORGDB_SERVICE_")
 
 # Field → variables that fill it, first one set wins. Every other field is read from its prefixed name.
 _VARIABLES: dict[str, tuple[str, ...]] = {
@@ -27,13 +30,32 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
     "key_cache_ttl_s": ("INDEX_KEK_CACHE_TTL_SECONDS",),
     "root_key": ("SEALDEX_ROOT_KEY", "CYBORGDB_SERVICE_ROOT_KEY"),
     "log_level": ("SEALDEX_LOG_LEVEL", "CYBORGDB_SERVICE_LOG_LEVEL"),
+    "otel_endpoint": ("OTEL_EXPORTER_OTLP_ENDPOINT",),
     "ssl_cert_path": ("SSL_CERT_PATH",),
     "ssl_key_path": ("SSL_KEY_PATH",),
 }
 
 
+class LogFormat(StrEnum):
+    """How a line of the log looks: an object for machines, or text for people."""
+
+    JSON = "JSON"
+    TEXT = "TEXT"
+
+
 _Natural = Annotated[int, Meta(ge=0)]
 _Positive = Annotated[int, Meta(ge=1)]
+_Seconds = Annotated[float, Meta(ge=0, lt=1e9)]
+
+
+class LogLevel(StrEnum):
+    """The least severity that is logged."""
+
+    DEBUG = "DEBUG"
+    INFO = "INFO"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+    CRITICAL = "CRITICAL"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,23 +70,33 @@ class Settings:
     data_dir: Path = Path("sealdex-data")
     root_key: str | None = field(default=None, repr=False)
     allow_open: bool = False
-    log_level: str = "INFO"
+    log_level: LogLevel = LogLevel.INFO
+    log_format: LogFormat = LogFormat.JSON
+    server_timing: bool = False
+    metrics_open: bool = False
+    metrics_dir: Path | None = None
+    otel_endpoint: str | None = None
     ssl_cert_path: Path | None = None
     ssl_key_path: Path | None = None
 
     pool_size: _Positive = 8
-    pool_timeout_s: Annotated[float, Meta(gt=0)] = 10.0
+    pool_timeout_s: Annotated[float, Meta(gt=0, lt=1e9)] = 10.0
     statement_timeout_ms: _Natural = 60_000
     prepare_threshold: int = 5
     migrate: bool = False
 
-    key_cache_ttl_s: Annotated[float, Meta(ge=0)] = 60.0
+    audit_reads: bool = False
+
+    key_cache_ttl_s: _Seconds = 60.0
     key_cache_size: _Positive = 256
 
     max_body_bytes: _Positive = 256 * 1024 * 1024
     max_batch_items: _Positive = 100_000
     max_top_k: _Positive = 10_000
     max_requests_in_work: _Positive = 64
+    rate_limit_per_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    rate_limit_burst: _Positive = 100
+    cors_origins: str = ""
 
     sketch_bits: Annotated[int, Meta(ge=1, le=64_000)] | None = None
     sketch_noise: Annotated[float, Meta(ge=0, lt=0.5)] = 0.10
@@ -90,7 +122,7 @@ class Settings:
             for variable in variables_of(item.name):
                 # An empty variable counts as unset, as compose files produce them.
                 if env.get(variable):
-                    values[item.name] = _convert(variable, env[variable], item.type)
+                    values[item.name] = convert(item, variable, env[variable])
                     break
         return cls(**values)
 
@@ -100,10 +132,33 @@ def variables_of(name: str) -> tuple[str, ...]:
     return _VARIABLES.get(name, (_PREFIX + name.upper(),))
 
 
-def _convert(variable: str, text: str, wanted: Any) -> Any:
-    if wanted in (Path, Path | None):
-        return Path(text)
+def convert(item: Field[Any], variable: str, text: str, source: str = "environment") -> Any:
+    """Return `text` as the value of a field. Raises `ConfigurationError` saying what is allowed."""
+    if item.type in (str, str | None, Path, Path | None):
+        return text if item.type in (str, str | None) else Path(text)
+    is_name = isinstance(item.type, type) and issubclass(item.type, StrEnum)
     try:
-        return msgspec.convert(text, wanted, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"{variable}={text!r}: {error}") from error
+        return msgspec.convert(text.upper() if is_name else text, item.type, strict=False)
+    except msgspec.ValidationError:
+        shown = f"={text!r}" if item.repr else ""
+        raise ConfigurationError(f"{variable}{shown} ({source}): must be {_allowed(item.type)}") from None
+
+
+def _allowed(wanted: Any) -> str:
+    """Return in words which values a type has."""
+    kind = inspect.type_info(wanted)
+    if isinstance(kind, inspect.UnionType):
+        kind = next(one for one in kind.types if not isinstance(one, inspect.NoneType))
+    if isinstance(kind, inspect.IntType):
+        return "a whole number" + _range(kind)
+    if isinstance(kind, inspect.FloatType):
+        return "a number" + _range(kind)
+    if isinstance(kind, inspect.EnumType):
+        return "one of " + ", ".join(kind.cls)
+    return "true or false"
+
+
+def _range(kind: inspect.IntType | inspect.FloatType) -> str:
+    limits = {"from": kind.ge, "above": kind.gt, "to": kind.le, "below": kind.lt}
+    parts = [f"{word} {limit:,}" for word, limit in limits.items() if limit is not None]
+    return "".join(f" {part}" for part in parts).replace(",", "")

@@ -20,8 +20,8 @@ _ADVISORY_LOCK = 0x7365616C646578
 _LOCK_TIMEOUT = "10s"
 _STATEMENT_TIMEOUT = "15min"
 
-# Made while the service runs, one for each index.
-_PARTITION = re.compile(rf"{tables.PARTITION_PREFIX}[0-9a-f]{{32}}")
+# Made while the service runs: one for each index, and one for each month of the audit log.
+_PARTITION = re.compile(rf"{tables.PARTITION_PREFIX}[0-9a-f]{{32}}|audit_log_(default|\d{{4}}_\d{{2}})")
 
 
 def include_object(

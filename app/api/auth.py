@@ -7,12 +7,15 @@ A user's token is checked here for its tag only; whether the user still exists i
 """
 
 import hmac
+from dataclasses import replace
 from typing import Any
 
 from litestar.connection import ASGIConnection, Request
 from litestar.handlers import BaseRouteHandler
 
+from app.api.middleware import request_id
 from app.crypto import user_keys
+from app.crypto.keys import root_key_id
 from app.domain import Caller
 from app.errors import ApiKeyRejected, Forbidden
 
@@ -37,7 +40,13 @@ async def require_api_key(connection: ASGIConnection[Any, Any, Any, Any], handle
     caller = identify(connection.headers.get(API_KEY_HEADER), root_key)
     if handler.opt.get("is_root_only") and not caller.is_root:
         raise Forbidden("permission denied: this operation requires the root API key")
-    connection.scope["user"] = caller
+    connection.scope["user"] = _named(caller, connection, handler)
+
+
+async def limit_rate(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Count the request for its caller. Raises `RateLimited`."""
+    if not handler.opt.get("is_public"):
+        await connection.app.state.services.limiter.check(connection.scope["user"].name)
 
 
 def identify(api_key: str | None, root_key: str | None) -> Caller:
@@ -50,6 +59,19 @@ def identify(api_key: str | None, root_key: str | None) -> Caller:
     if hmac.compare_digest(api_key.encode("latin-1"), root_key.encode()):
         return Caller()
     return Caller(user_keys.parse_token(api_key, root_key))
+
+
+def _named(caller: Caller, connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> Caller:
+    """Return `caller` with what the audit log says of it."""
+    root_key = connection.app.state.settings.root_key
+    if caller.user is not None:
+        name = f"user {caller.user.user_id.hex()}"
+    elif root_key is None:
+        name = "open"
+    else:
+        key_id = root_key_id(root_key)
+        name = f"root {key_id}" if key_id else "root"
+    return replace(caller, name=name, request_id=request_id(connection.scope), operation=handler.handler_name)
 
 
 def provide_caller(request: Request[Caller, Any, Any]) -> Caller:

@@ -17,6 +17,7 @@ from litestar.openapi.spec import Reference, Schema
 from litestar.typing import FieldDefinition
 
 from app.errors import BodyProblem, InvalidBody, InvalidInput
+from app.stages import timed
 
 T = TypeVar("T")
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -41,6 +42,7 @@ _OTHERWISE = ("value_error", "Input should be valid")
 class JSONStruct(AbstractDTO[Any]):
     """Decodes a body into the struct that annotates `data`. An empty body never gets here."""
 
+    @timed("parse")
     def decode_bytes(self, value: bytes) -> Any:
         """Return the struct. Raises `InvalidBody`, and `InvalidInput` for a compressed body."""
         check_headers(self.asgi_connection.headers)

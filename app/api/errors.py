@@ -25,6 +25,7 @@ from app.errors import (
     ModelUnavailable,
     NotFound,
     Overloaded,
+    RateLimited,
     TooLarge,
     Unavailable,
 )
@@ -40,6 +41,7 @@ STATUS_CODES: dict[type[AppError], int] = {
     NotFound: 404,
     Conflict: 409,
     TooLarge: 413,
+    RateLimited: 429,
     Overloaded: 503,
     Unavailable: 503,
     ModelUnavailable: 503,

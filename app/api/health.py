@@ -1,11 +1,13 @@
-"""Route of liveness."""
+"""Routes of liveness and readiness."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 from litestar import get
+from litestar.di import NamedDependency
 
 from app.api.auth import PUBLIC
-from app.api.schemas import HealthAnswer
+from app.api.schemas import HealthAnswer, ReadyAnswer
+from app.services.operations import OperationService
 
 
 def service_version() -> str:
@@ -23,3 +25,10 @@ _ANSWER = HealthAnswer(status="healthy", api_version="v1", version=service_versi
 async def health() -> HealthAnswer:
     """Say that the worker answers; storage is not touched."""
     return _ANSWER
+
+
+@get("/ready", opt=PUBLIC, tags=["health"])
+async def ready(operations: NamedDependency[OperationService]) -> ReadyAnswer:
+    """Say that requests can be served: database, schema and pool are as they must be. Else 503."""
+    await operations.check_ready()
+    return ReadyAnswer(status="ready")

@@ -19,9 +19,11 @@ async def list_indexes(caller: NamedDependency[Caller], indexes: NamedDependency
 
 
 @post("/create", status_code=200, opt=ROOT_ONLY)
-async def create(data: JSONBody[CreateRequest], indexes: NamedDependency[IndexService]) -> DoneAnswer:
+async def create(
+    data: JSONBody[CreateRequest], caller: NamedDependency[Caller], indexes: NamedDependency[IndexService]
+) -> DoneAnswer:
     """Create an empty index."""
-    await indexes.create(data.to_new_index())
+    await indexes.create(data.to_new_index(), caller)
     return DoneAnswer(message=f"Index '{data.index_name}' created successfully")
 
 

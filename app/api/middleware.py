@@ -1,4 +1,4 @@
-"""What happens around every request: its name, its place in the queue, and the shape of its path.
+"""What happens around every request: its name, its place in the queue, the shape of its path, what browsers may do.
 
 An index name in a path may hold an escaped slash. Servers unescape the path before it is routed, and the slash would
 part the name in two; so it goes through the router as U+001F, which no name can hold (`keep_escaped_slashes`), and is
@@ -6,10 +6,12 @@ put back where the parameter is read (`with_slashes`).
 """
 
 import re
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 from urllib.parse import quote, unquote
 from uuid import uuid4
 
+from litestar.config.cors import CORSConfig
 from litestar.datastructures import Headers, MutableScopeHeaders
 from litestar.enums import ScopeType
 from litestar.exceptions import MethodNotAllowedException
@@ -19,6 +21,7 @@ from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from app.errors import Overloaded
+from app.settings import Settings
 
 _ESCAPED_SLASH = b"%2f"
 _STAND_IN = "\x1f"
@@ -52,6 +55,40 @@ async def add_request_id(message: Message, scope: Scope) -> None:
     """Name the request in its answer, whatever the answer is."""
     if message["type"] == "http.response.start":
         MutableScopeHeaders.from_message(message)["X-Request-Id"] = request_id(scope)
+
+
+def security_headers(settings: Settings) -> Callable[[Message, Scope], Awaitable[None]]:
+    """Return the hook that tells browsers to keep out, caches to keep nothing, and over TLS to stay with it."""
+    headers = {
+        "Cache-Control": "no-store",
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
+    if settings.ssl_cert_path is not None:
+        headers["Strict-Transport-Security"] = "max-age=31536000"
+
+    async def add_security_headers(message: Message, _: Scope) -> None:
+        if message["type"] == "http.response.start":
+            own = MutableScopeHeaders.from_message(message)
+            for name, value in headers.items():
+                # A page of ours that needs scripts says so itself.
+                own.setdefault(name, value)
+
+    return add_security_headers
+
+
+def cors(settings: Settings) -> CORSConfig | None:
+    """Return which pages may call the service from a browser; None sends no CORS headers at all."""
+    origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
+    if not origins:
+        return None
+    return CORSConfig(
+        allow_origins=origins,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["Content-Type", "X-API-Key", "X-Index-Key", "X-Request-Id"],
+        expose_headers=["Retry-After", "Server-Timing", "X-Request-Id"],
+    )
 
 
 class RequestLimit(ASGIMiddleware):

@@ -30,6 +30,7 @@ from app.domain import (
     Vector,
 )
 from app.errors import BodyProblem, InvalidBody, InvalidInput
+from app.stages import timed
 
 # An integer on the wire may be written 2 or 2.0; `integer` turns either into an int.
 Integer: TypeAlias = int | float | None
@@ -304,6 +305,12 @@ class HealthAnswer(Struct, frozen=True):
     version: str
 
 
+class ReadyAnswer(Struct, frozen=True):
+    """Answer to ready."""
+
+    status: str
+
+
 class DoneAnswer(Struct, frozen=True, kw_only=True):
     """Answer to whatever changes something."""
 
@@ -454,6 +461,7 @@ class QueryAnswer(Struct, frozen=True):
     results: Sequence[MatchAnswer | list[MatchAnswer]]
 
     @classmethod
+    @timed("encode")
     def of(cls, lists: Sequence[Sequence[Match]], include: frozenset[str]) -> "QueryAnswer":
         """Return one list of matches for each query vector."""
         results = [[MatchAnswer.of(match, include) for match in matches] for matches in lists]

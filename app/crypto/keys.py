@@ -35,6 +35,8 @@ _VERSION = b"\x01"
 _MAX_SESSIONS = 1024
 _WRITE_KEY_BYTES = sessions.PUBLIC_BYTES + 3 * KEY_BYTES + aead.KEY_MATERIAL_BYTES
 _WRAPPED_BYTES = aead.OVERHEAD_BYTES + KEY_BYTES
+_KEY_ID_BYTES = 6
+_ROOT_KEY_ID_BYTES = 4
 _WRAP_LABEL = hkdf.LABEL_PREFIX + b"dek"
 
 
@@ -70,6 +72,26 @@ def unwrap_dek(kek: bytes, wrapped: bytes, index_id: UUID) -> bytes:
         return _wrapper(kek).decrypt(nonce, ciphertext, _WRAP_LABEL + index_id.bytes)
     except InvalidTag as error:
         raise KeyRejected("the index key does not open this index") from error
+
+
+def key_id(kek: bytes, index_id: UUID) -> str:
+    """Return what tells index keys apart in the audit log: 12 hex digits, different for each index.
+
+    It confirms a guessed KEK, as the wrapped DEK beside it in the database does; a KEK has 256 random bits.
+    """
+    return hkdf.expand(hkdf.extract(index_id.bytes, kek), "key-id", _KEY_ID_BYTES).hex()
+
+
+def root_key_id(root_key: str) -> str | None:
+    """Return what tells root keys apart in the audit log: 8 hex digits, or None for a key that could be guessed.
+
+    Only of keys as `sealdex keygen` makes them: of a word, any digest would let the database's owner test guesses.
+    """
+    try:
+        key = parse_index_key(root_key)
+    except InvalidInput:
+        return None
+    return hkdf.expand(hkdf.extract(b"", key), "root-key-id", _ROOT_KEY_ID_BYTES).hex()
 
 
 def _wrapper(kek: bytes) -> AESGCM:

@@ -11,6 +11,7 @@ from app import errors
 from app.crypto import sketch, tokens
 from app.crypto.keys import IndexKeys
 from app.domain import MAX_DIMENSION, Index, Item, Matrix, Metadata, Precision, SealedItem, Vector
+from app.stages import stage, timed
 
 MAX_ID_BYTES = 1024
 
@@ -30,6 +31,7 @@ class Batch:
     metadata: Sequence[Metadata | None]
 
 
+@timed("parse")
 def check(items: Sequence[Item], index: Index, max_items: int) -> Batch:
     """Return `items` as a batch for `index`. Raises `InvalidInput` naming the first item that does not fit."""
     if not items:
@@ -112,6 +114,7 @@ def _refuse_missing_vector(position: int, item: Item) -> None:
     raise errors.InvalidInput(f"Item {position} has neither a vector nor contents")
 
 
+@timed("seal")
 def seal(
     batch: Batch,
     keys: IndexKeys,
@@ -129,8 +132,9 @@ def seal(
     if len(last) < len(item_keys):
         item_keys, vectors = [item_keys[position] for position in last], vectors[last]
     sealed_vectors = keys.vectors.seal_rows(item_keys, vectors.astype(VECTOR_DTYPES[precision]))
-    sketches = encoder.encode_items(vectors, item_keys)
-    next_sketches = next_encoder.encode_items(vectors, item_keys) if next_encoder else None
+    with stage("sketch"):
+        sketches = encoder.encode_items(vectors, item_keys)
+        next_sketches = next_encoder.encode_items(vectors, item_keys) if next_encoder else None
     return [
         SealedItem(
             item_key,

@@ -1,16 +1,25 @@
 """The services of one worker process and what they share."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Self
 
+from sqlalchemy import Engine, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app import store
 from app.embeddings.embedder import Embedder
-from app.errors import ConfigurationError
+from app.errors import AppError, ConfigurationError
+from app.figures import Figures
 from app.services.embedding import EmbeddingService
 from app.services.indexes import IndexService
+from app.services.limits import RateLimiter
 from app.services.opener import IndexOpener
+from app.services.operations import OperationService
 from app.services.search import Searcher
 from app.services.training import TrainingService
 from app.services.users import UserService
@@ -19,6 +28,9 @@ from app.settings import Settings
 from app.store.engine import check_database, create_engine, create_scan_engine
 
 _EXPIRY_INTERVAL_S = 5.0
+_AUDIT_MONTHS_INTERVAL_S = 6 * 3600.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +43,12 @@ class ServiceContext:
     vectors: VectorService
     users: UserService
     embedding: EmbeddingService
+    operations: OperationService
+    limiter: RateLimiter
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: Settings) -> AsyncIterator[Self]:
+    async def open(cls, settings: Settings, figures: Figures | None = None) -> AsyncIterator[Self]:
         """Connect to the database and offer the services until the block ends.
 
         Raises `ConfigurationError` when there is no database, or not one that will do.
@@ -44,6 +58,8 @@ class ServiceContext:
         engine = create_engine(settings, settings.database_url)
         scan_engine = create_scan_engine(settings, settings.database_url)
         searcher = Searcher(scan_engine, settings.pool_size)
+        if figures is not None:
+            _watch_pools([engine.sync_engine, scan_engine], figures, 2 * settings.pool_size)
         opener = IndexOpener(engine, settings)
         embedder = Embedder(settings)
         embedding = EmbeddingService(embedder, settings)
@@ -53,13 +69,19 @@ class ServiceContext:
             indexes.sweep()
             training = TrainingService(engine, opener, settings)
             training.start()
-            expiry = asyncio.create_task(_expire_keys(opener))
+            # Before the first write: one that goes to the default partition while its month is made would fail.
+            await _add_audit_months(engine)
+            tasks = [asyncio.create_task(_expire_keys(opener)), asyncio.create_task(_keep_adding_audit_months(engine))]
             try:
                 vectors = VectorService(engine, searcher, opener, training, settings, embedding)
-                yield cls(settings, indexes, training, vectors, UserService(engine, opener), embedding)
+                users = UserService(engine, opener)
+                limiter = RateLimiter(engine, settings)
+                operations = OperationService(engine)
+                yield cls(settings, indexes, training, vectors, users, embedding, operations, limiter)
             finally:
-                expiry.cancel()
-                await asyncio.gather(expiry, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
                 await training.close()
                 await indexes.close()
         finally:
@@ -69,7 +91,42 @@ class ServiceContext:
             await engine.dispose()
 
 
+def _watch_pools(engines: Sequence[Engine], figures: Figures, size: int) -> None:
+    """Keep the figures of the connection pools up to date."""
+    n_in_use = 0
+
+    def checked_out(*_: object) -> None:
+        nonlocal n_in_use
+        n_in_use += 1
+        figures.set_pool(n_in_use, size)
+
+    def checked_in(*_: object) -> None:
+        nonlocal n_in_use
+        n_in_use -= 1
+        figures.set_pool(n_in_use, size)
+
+    for engine in engines:
+        event.listen(engine, "checkout", checked_out)
+        event.listen(engine, "checkin", checked_in)
+    figures.set_pool(0, size)
+
+
 async def _expire_keys(opener: IndexOpener) -> None:
     while True:
         await asyncio.sleep(_EXPIRY_INTERVAL_S)
         opener.forget_expired()
+
+
+async def _keep_adding_audit_months(engine: AsyncEngine) -> None:
+    while True:
+        await asyncio.sleep(_AUDIT_MONTHS_INTERVAL_S)
+        await _add_audit_months(engine)
+
+
+async def _add_audit_months(engine: AsyncEngine) -> None:
+    """Keep partitions of the audit log ready. Without them no write fails: entries go to the default partition."""
+    try:
+        async with engine.begin() as connection:
+            await store.audit.add_partitions(connection)
+    except (AppError, DBAPIError) as error:
+        logger.warning("the audit log has no partitions for the next months: %s", type(error).__name__)

@@ -9,12 +9,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import errors, store
 from app.crypto import keys, sketch
-from app.domain import MAX_DIMENSION, Caller, IndexAccess, IndexDescription, Metric, NewIndex
-from app.services import drift
+from app.domain import MAX_DIMENSION, OPERATOR, Caller, IndexAccess, IndexDescription, Metric, NewIndex
+from app.services import audit, drift
 from app.services.embedding import EmbeddingService
 from app.services.opener import IndexOpener, OpenIndex
 from app.services.trainer import imbalance
 from app.settings import Settings
+from app.stages import stage
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class IndexService:
         self._embedding = embedding
         self._sweeps: set[asyncio.Task[None]] = set()
 
-    async def create(self, new: NewIndex) -> None:
+    async def create(self, new: NewIndex, caller: Caller = OPERATOR) -> None:
         """Create an empty index. Raises `InvalidInput`, `Conflict`, `ModelUnavailable`."""
         _check_name(new.name)
         kek = _index_key(new)
@@ -62,20 +63,23 @@ class IndexService:
             "embedding_weights": embedding_weights,
             "index_config": new.index_config,
         }
-        async with self._engine.begin() as connection:
+        async with stage("sql"), self._engine.begin() as connection:
             await store.indexes.create(connection, values)
             await store.partitions.create(connection, index_id)
+            access = IndexAccess(new.name, new.index_key, caller)
+            await store.audit.record(connection, audit.entry(access, "create", index_id))
 
     async def names(self, caller: Caller) -> list[str]:
         """Return the names of the indexes that `caller` may see."""
-        return await self._opener.visible_names(caller)
+        async with stage("sql"):
+            return await self._opener.visible_names(caller)
 
     async def describe(self, access: IndexAccess) -> IndexDescription:
         """Return the contract's facts about an index."""
 
         async def read(opened: OpenIndex) -> IndexDescription:
             index = opened.index
-            async with self._engine.connect() as connection:
+            async with stage("sql"), self._engine.connect() as connection:
                 await store.indexes.check_revision(connection, index)
             return IndexDescription(
                 index.name, index.is_trained, index.dimension or 0, index.metric, index.n_lists, index.index_config
@@ -87,8 +91,9 @@ class IndexService:
         """Delete an index with all its items. Its name is free at once."""
 
         async def delete(opened: OpenIndex) -> None:
-            async with self._engine.begin() as connection:
+            async with stage("sql"), self._engine.begin() as connection:
                 await store.indexes.delete(connection, opened.index)
+                await store.audit.record(connection, audit.entry(access, "delete", opened.index.id))
 
         await self._opener.with_index(access, delete, needs=None)
         self.sweep()
@@ -116,7 +121,7 @@ class IndexService:
 
         async def read(opened: OpenIndex) -> dict[str, Any]:
             index = opened.index
-            async with self._engine.connect() as connection:
+            async with stage("sql"), self._engine.connect() as connection:
                 await store.indexes.check_revision(connection, index)
                 n_items, n_changes = await store.indexes.count(connection, index.id)
                 n_bytes, n_ivf_bytes = await store.items.sizes(connection, index)

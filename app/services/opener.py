@@ -24,7 +24,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app import errors, store
 from app.crypto import aead, keys, sessions, sketch, user_keys
 from app.domain import Caller, Index, IndexAccess, Permission, UserToken
+from app.services import audit
 from app.settings import Settings
+from app.stages import stage
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class IndexOpener:
 
     def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
         self._engine = engine
+        self._settings = settings
         self._hash_key = secrets.token_bytes(32)
         self._rows: LRUCache[str, Index] = LRUCache(_MAX_REMEMBERED_ROWS)
         self._opened: TTLCache[bytes, OpenIndex] = TTLCache(settings.key_cache_size, settings.key_cache_ttl_s)
@@ -70,16 +73,23 @@ class IndexOpener:
         *,
         needs: Permission | None,
     ) -> Answer:
-        """Return what `operation` returns for the index as it is now.
+        """Return what `operation` returns for the index as it is now, and record a read if the settings ask for it.
 
         `operation` may run several times: it must be one transaction, and raise `StaleIndex` when it finds
         the index changed. A user must have the permission that it `needs`; None is for what every user of the index
         may do, and for routes that let in none. Raises `NotFound`, `KeyRejected`, `Forbidden`.
         """
+        async with audit.reads(self._engine, self._settings, access):
+            return await self._attempts(access, operation, needs)
+
+    async def _attempts(
+        self, access: IndexAccess, operation: Callable[[OpenIndex], Awaitable[Answer]], needs: Permission | None
+    ) -> Answer:
         for attempt in range(_ATTEMPTS):
             remembered = self._rows.get(access.index_name)
             try:
-                opened = await self.open(access)
+                async with stage("unwrap"):
+                    opened = await self.open(access)
                 if needs is not None and needs not in opened.permissions:
                     raise errors.Forbidden(f"permission denied: this API key may not {needs} items")
                 return await operation(opened)

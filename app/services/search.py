@@ -5,6 +5,8 @@ piece of a scan's answer.
 """
 
 import asyncio
+import contextvars
+import functools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from app.domain import Candidate, Match, Matrix, Metadata, Vector
 from app.services.batch import VECTOR_DTYPES
 from app.services.opener import OpenIndex
 from app.services.plan import Scan
+from app.stages import stage, timed
 from app.store.engine import scan_driver
 
 # Queries of a batch go to the database so many candidates at a time, which bounds the memory of a batch.
@@ -39,7 +42,10 @@ class Searcher:
     ) -> list[list[Match]]:
         """Return for each query (n, d) its nearest items, nearest first, with the fields of `include`."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._search, opened, encoder, queries, scan, include)
+        # With the stopwatch of the request; what is no other stage of the thread's is waiting for it.
+        run = functools.partial(contextvars.copy_context().run, self._search, opened, encoder, queries, scan, include)
+        async with stage("wait"):
+            return await loop.run_in_executor(self._threads, run)
 
     def close(self) -> None:
         """Wait for the searches in work and let the threads go."""
@@ -48,12 +54,13 @@ class Searcher:
     def _search(
         self, opened: OpenIndex, encoder: sketch.Encoder, queries: Matrix, scan: Scan, include: frozenset[str]
     ) -> list[list[Match]]:
-        sketches = [row.tobytes() for row in encoder.encode_queries(queries)]
+        with stage("sketch"):
+            sketches = [row.tobytes() for row in encoder.encode_queries(queries)]
         at_a_time = max(1, _CANDIDATES_AT_A_TIME // scan.pool)
         answer: list[list[Match]] = []
         for start in range(0, len(sketches), at_a_time):
             part = slice(start, start + at_a_time)
-            with scan_driver(self._engine) as raw:
+            with stage("sql"), scan_driver(self._engine) as raw:
                 candidates = store.candidates.nearest(
                     raw, opened.index, sketches[part], pool=scan.pool, n_probes=scan.n_probes
                 )
@@ -81,7 +88,7 @@ class Searcher:
         ]
 
     def _metadata(self, opened: OpenIndex, item_keys: list[bytes]) -> dict[bytes, Metadata]:
-        with scan_driver(self._engine) as raw:
+        with stage("sql"), scan_driver(self._engine) as raw:
             sealed = store.candidates.metadata(raw, opened.index, item_keys)
         return {item_key: open_metadata(opened, item_key, value) for item_key, value in sealed}
 
@@ -96,6 +103,7 @@ class Winner:
     vector: Vector
 
 
+@timed("rerank")
 def best(
     opened: OpenIndex, queries: Matrix, candidates: Sequence[Sequence[Candidate]], top_k: int
 ) -> list[list[Winner]]:
@@ -112,6 +120,7 @@ def best(
     ]
 
 
+@timed("open")
 def open_metadata(opened: OpenIndex, item_key: bytes, sealed: bytes | None) -> Metadata:
     """Return the metadata of an item; empty when it has none."""
     return {} if sealed is None else _decode_metadata(opened.keys.metadata.open(item_key, sealed))
@@ -128,6 +137,7 @@ def _best_of(
     return winners
 
 
+@timed("open")
 def _open(opened: OpenIndex, candidates: Sequence[Candidate]) -> Matrix:
     """Return the vectors of `candidates` (n, d), as float32."""
     vectors = opened.keys.vectors.open_rows(

@@ -24,6 +24,7 @@ from app import errors, search, store
 from app.crypto import aead, sketch
 from app.domain import Index, Matrix, TrainingResult
 from app.search import calibrate
+from app.services import audit
 from app.services import batch as batches
 from app.services.opener import OpenIndex, open_row
 from app.settings import Settings
@@ -300,6 +301,7 @@ class Trainer:
         job.progress.enter("swapping")
         async with self._engine.begin() as connection:
             await store.training.swap(connection, job.claim, index, result)
+            await store.audit.record(connection, audit.of_training(index, result.n_items))
         job.progress.enter("cleaning")
         await self.drop_leftovers(job.claim.index_id)
         async with maintenance_connection(self._settings, self._dsn) as connection:

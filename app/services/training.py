@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import errors, store
 from app.domain import Caller, Index, IndexAccess, Permission, TrainingResult, TrainingStatus
+from app.services import audit
 from app.services.opener import IndexOpener, OpenIndex
 from app.services.trainer import Job, Progress, Trainer, automatic_n_lists
 from app.settings import Settings
@@ -35,6 +36,8 @@ _CLEAR_UP_S = 15.0
 # A worker asks the database at most so often whether a training that came to no end can be started again.
 _RESUME_INTERVAL_S = 5.0
 _MAX_REMEMBERED = 10_000
+# What the column for the number of lists asked for can hold; more than any index has.
+_MAX_INT32 = 2**31 - 1
 
 
 class TrainingService:
@@ -69,8 +72,9 @@ class TrainingService:
         if n_lists is not None and n_lists < 0:
             raise errors.InvalidInput("n_lists cannot be negative")
         opened = await self._opener.with_index(access, self._current, needs=None)
+        await audit.record_request(self._engine, access, "train_request", opened.index.id)
         try:
-            task = await self._begin_in_line(opened, n_lists or None)
+            task = await self._begin_in_line(opened, min(n_lists or 0, _MAX_INT32) or None)
             # A client that goes away does not end the training.
             await asyncio.shield(task)
         except ClaimLost:

@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app import errors, store
 from app.crypto import user_keys
 from app.domain import IndexAccess, Permission, User, UserToken
+from app.services import audit
 from app.services.opener import IndexOpener, OpenIndex
 
 
@@ -27,6 +28,7 @@ class UserService:
             async with self._engine.begin() as connection:
                 await store.users.hold_index(connection, opened.index)
                 await store.users.create(connection, user)
+                await store.audit.record(connection, audit.entry(access, "create_user", opened.index.id))
             return token
 
         return await self._opener.with_index(access, create, needs=None)
@@ -48,6 +50,7 @@ class UserService:
             name = _user_id(user_id)
             async with self._engine.begin() as connection:
                 await store.users.delete(connection, opened.index, name)
+                await store.audit.record(connection, audit.entry(access, "delete_user", opened.index.id))
 
         await self._opener.with_index(access, delete, needs=None)
 

@@ -21,13 +21,14 @@ from app.domain import (
     StoredItem,
     UpsertOutcome,
 )
+from app.services import audit, packed, plan
 from app.services import batch as batches
-from app.services import packed, plan
 from app.services.embedding import EmbeddingService
 from app.services.opener import IndexOpener, OpenIndex, encoder_for
 from app.services.search import Searcher, open_metadata
 from app.services.training import TrainingService
 from app.settings import Settings
+from app.stages import stage, timed
 
 
 class VectorService:
@@ -55,7 +56,7 @@ class VectorService:
         async def upsert(opened: OpenIndex) -> UpsertOutcome:
             whole = await self._embedding.complete(opened.index, items)
             batch = await asyncio.to_thread(batches.check, whole, opened.index, self._settings.max_batch_items)
-            return await self._write(opened, batch)
+            return await self._write(opened, batch, access)
 
         return await self._opener.with_index(access, upsert, needs=Permission.WRITE)
 
@@ -64,17 +65,17 @@ class VectorService:
 
         async def upsert(opened: OpenIndex) -> UpsertOutcome:
             batch = await asyncio.to_thread(packed.check, items, opened.index, self._settings.max_batch_items)
-            return await self._write(opened, batch)
+            return await self._write(opened, batch, access)
 
         return await self._opener.with_index(access, upsert, needs=Permission.WRITE)
 
-    async def _write(self, opened: OpenIndex, batch: batches.Batch) -> UpsertOutcome:
+    async def _write(self, opened: OpenIndex, batch: batches.Batch, access: IndexAccess) -> UpsertOutcome:
         index = opened.index
         encoder = opened.encoder or _first_encoder(opened, batch.vectors)
         rows = await asyncio.to_thread(
             batches.seal, batch, opened.keys, encoder, index.storage_precision, opened.next_encoder
         )
-        async with self._engine.begin() as connection:
+        async with stage("sql"), self._engine.begin() as connection:
             await store.indexes.share_encoder(connection, index)
             await store.indexes.check_revision(connection, index)
             if opened.encoder is None:
@@ -82,6 +83,7 @@ class VectorService:
             written = await store.items.upsert(connection, index, rows)
             await store.indexes.add_to_count(connection, index.id, n_items=written.n_new, n_changes=written.n_written)
             n_items = 0 if self._settings.auto_train_disabled else (await store.indexes.count(connection, index.id))[0]
+            await store.audit.record(connection, audit.entry(access, "upsert", index.id, n_items=written.n_written))
         return UpsertOutcome(len(batch.ids), await self._training.after_upsert(opened, n_items))
 
     async def query(self, access: IndexAccess, query: Query) -> list[list[Match]]:
@@ -91,7 +93,7 @@ class VectorService:
             vectors = _query_matrix(await self._embedding.vectorise(opened.index, query), opened.index)
             scan = await self._plan(opened.index, query)
             if opened.encoder is None:
-                async with self._engine.connect() as connection:
+                async with stage("sql"), self._engine.connect() as connection:
                     await store.indexes.check_revision(connection, opened.index)
                 return [[] for _ in vectors]
             self._training.resume_if_due(opened)
@@ -103,7 +105,7 @@ class VectorService:
         plan.check(query)
         top_k = query.top_k
         if top_k > self._settings.max_top_k:
-            async with self._engine.connect() as connection:
+            async with stage("sql"), self._engine.connect() as connection:
                 n_items, _ = await store.indexes.count(connection, index.id)
             top_k = max(1, min(top_k, n_items))
             if top_k > self._settings.max_top_k:
@@ -115,7 +117,7 @@ class VectorService:
 
         async def read(opened: OpenIndex) -> list[StoredItem]:
             item_keys = tokens.item_keys(opened.keys.blind_key, ids)
-            async with self._engine.connect() as connection:
+            async with stage("sql"), self._engine.connect() as connection:
                 await store.indexes.check_revision(connection, opened.index)
                 rows = await store.items.by_keys(connection, opened.index, item_keys, include)
             return await asyncio.to_thread(
@@ -133,13 +135,15 @@ class VectorService:
 
         async def delete(opened: OpenIndex) -> None:
             item_keys = tokens.item_keys(opened.keys.blind_key, ids)
-            async with self._engine.begin() as connection:
+            async with stage("sql"), self._engine.begin() as connection:
                 await store.indexes.check_revision(connection, opened.index)
                 n_deleted = await store.items.delete(connection, opened.index, item_keys)
                 if n_deleted:
                     await store.indexes.add_to_count(
                         connection, opened.index.id, n_items=-n_deleted, n_changes=n_deleted
                     )
+                entry = audit.entry(access, "delete_items", opened.index.id, n_items=n_deleted)
+                await store.audit.record(connection, entry)
 
         await self._opener.with_index(access, delete, needs=Permission.WRITE)
 
@@ -148,7 +152,7 @@ class VectorService:
 
         async def read(opened: OpenIndex) -> list[str]:
             answer: list[str] = []
-            async with self._engine.connect() as connection:
+            async with stage("sql"), self._engine.connect() as connection:
                 await store.indexes.check_revision(connection, opened.index)
                 async for chunk in store.items.sealed_ids(connection, opened.index):
                     answer += await asyncio.to_thread(_open_ids, opened.keys, chunk)
@@ -160,7 +164,7 @@ class VectorService:
         """Return the number of items."""
 
         async def read(opened: OpenIndex) -> int:
-            async with self._engine.connect() as connection:
+            async with stage("sql"), self._engine.connect() as connection:
                 await store.indexes.check_revision(connection, opened.index)
                 n_items, _ = await store.indexes.count(connection, opened.index.id)
             return n_items
@@ -186,6 +190,7 @@ async def _initialise(connection: AsyncConnection, opened: OpenIndex, encoder: s
     await store.partitions.create_exact_ivf(connection, index.id, encoder.bits)
 
 
+@timed("parse")
 def _query_matrix(query: Query, index: Index) -> Matrix:
     given = packed.unpack(query.vectors, "Query") if isinstance(query.vectors, PackedVectors) else query.vectors
     if given is None or len(given) == 0:
@@ -213,5 +218,6 @@ def _open_item(opened: OpenIndex, item_id: str, row: store.items.SealedFields, i
     return StoredItem(item_id, vector, contents, metadata)
 
 
+@timed("open")
 def _open_ids(index_keys: keys.IndexKeys, rows: Sequence[tuple[bytes, bytes]]) -> list[str]:
     return [index_keys.ids.open(item_key, sealed_id).decode() for item_key, sealed_id in rows]

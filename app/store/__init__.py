@@ -1,5 +1,31 @@
 """PostgreSQL: every statement the service sends."""
 
-from app.store import candidates, indexes, items, partitions, samples, tables, training, users
+from app.store import (
+    audit,
+    candidates,
+    doctor,
+    indexes,
+    items,
+    overview,
+    partitions,
+    rate_limits,
+    samples,
+    tables,
+    training,
+    users,
+)
 
-__all__ = ["candidates", "indexes", "items", "partitions", "samples", "tables", "training", "users"]
+__all__ = [
+    "audit",
+    "candidates",
+    "doctor",
+    "indexes",
+    "items",
+    "overview",
+    "partitions",
+    "rate_limits",
+    "samples",
+    "tables",
+    "training",
+    "users",
+]

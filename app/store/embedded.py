@@ -47,6 +47,7 @@ _STOP_TIMEOUT_S = 120
 # sun_path of a Unix socket has 108 bytes on Linux and 104 on macOS, with the closing zero.
 _MAX_SOCKET_PATH = 103
 _PORT = 5432
+_PID_FILE_LINES = 5
 _SOCKET_NAME = f".s.PGSQL.{_PORT}"
 
 _MB = 1024 * 1024
@@ -177,6 +178,8 @@ class EmbeddedPostgres:
         """Stop the server that a killed service has left behind, or remove what a killed server has left."""
         pid_file = self.pgdata / "postmaster.pid"
         if not pid_file.exists():
+            # A base backup brings the lock of the socket along, which names a server that is not this one.
+            (self.pgdata / f"{_SOCKET_NAME}.lock").unlink(missing_ok=True)
             return
         lines = pid_file.read_text().splitlines()
         if lines and lines[0].isdigit() and _is_postmaster(int(lines[0]), self.pgdata):
@@ -216,6 +219,24 @@ class EmbeddedPostgres:
                 f"The embedded PostgreSQL failed ({program} {args[0]}): see {self.pgdata / 'start.log'} "
                 f"and {self.pgdata / 'log'}"
             ) from error
+
+
+def running_dsn(data_dir: Path) -> str | None:
+    """Return the address of the server that a service is running on `data_dir`, or None when there is none."""
+    pgdata = data_dir.expanduser().resolve() / "postgres"
+    try:
+        lines = (pgdata / "postmaster.pid").read_text().splitlines()
+    except OSError:
+        return None
+    # Lines of the file: pid, data directory, start, port, socket directory, …, status.
+    if len(lines) < _PID_FILE_LINES or not lines[0].isdigit() or not _is_postmaster(int(lines[0]), pgdata):
+        return None
+    return f"postgresql://{_SUPERUSER}@/{DATABASE}?host={quote(lines[4], safe='')}&port={lines[3]}"
+
+
+def program(name: str) -> Path:
+    """Return a program of PostgreSQL as it comes along: it reads what every older version has written."""
+    return _bin_dir() / name
 
 
 def server_settings(memory: int, max_connections: int) -> dict[str, str]:

@@ -20,6 +20,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, PoolProxiedConnecti
 
 from app import errors
 from app.settings import Settings
+from app.stages import stage
 from app.store import schema
 from app.store.dsn import database_url, first_line
 
@@ -77,7 +78,8 @@ class _BoundedPool(AsyncAdaptedQueuePool):
 
     def connect(self) -> PoolProxiedConnection:
         try:
-            return super().connect()
+            with stage("pool"):
+                return super().connect()
         except PoolTimeout as error:
             raise errors.Overloaded("All database connections are busy; try again later") from error
 

@@ -294,6 +294,82 @@ trainings = sa.Table(
     comment="Every training that has ended, the newest with the highest number",
 )
 
+audit_chains = sa.Table(
+    "audit_chains",
+    metadata,
+    sa.Column(
+        "chain",
+        sa.Integer,
+        primary_key=True,
+        autoincrement=False,
+        comment="Number of the chain; writers at work at the same time use different ones",
+    ),
+    sa.Column("position", sa.BigInteger, nullable=False, server_default="0", comment="Position of the last entry"),
+    sa.Column(
+        "hash",
+        BYTEA,
+        nullable=False,
+        server_default=sa.text("'\\x'"),
+        comment="Hash of the last entry; empty before the first",
+    ),
+    sa.Column(
+        "kept_after",
+        sa.BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="Position of the last entry that retention has dropped",
+    ),
+    sa.Column(
+        "kept_hash",
+        BYTEA,
+        nullable=False,
+        server_default=sa.text("'\\x'"),
+        comment="Hash of that entry; empty when none was dropped",
+    ),
+    comment="Where each chain of the audit log ends, and where it begins since old months were dropped",
+)
+
+audit_log = sa.Table(
+    "audit_log",
+    metadata,
+    sa.Column("chain", sa.Integer, primary_key=True, autoincrement=False, comment="The chain of this entry"),
+    sa.Column(
+        "position",
+        sa.BigInteger,
+        primary_key=True,
+        autoincrement=False,
+        comment="Place in the chain, from 1, without gaps",
+    ),
+    sa.Column(
+        "recorded_at",
+        TIMESTAMP(timezone=True),
+        primary_key=True,
+        server_default=_NOW,
+        comment="When the transaction of the change began; decides the partition",
+    ),
+    sa.Column("caller", sa.Text, nullable=False, comment="Who: root, user and its id, open, or operator"),
+    sa.Column("key_id", sa.Text, comment="Keyed fingerprint of the index key that was used"),
+    sa.Column("operation", sa.Text, nullable=False, comment="What was done"),
+    sa.Column("index_id", PG_UUID(as_uuid=True), comment="To which index"),
+    sa.Column("index_name", sa.Text, comment="Its name at that time"),
+    sa.Column("n_items", sa.BigInteger, comment="How many items were written or deleted"),
+    sa.Column("request_id", sa.Text, nullable=False, comment="X-Request-Id of the request"),
+    sa.Column("outcome", sa.Text, nullable=False, comment="done, refused or failed"),
+    sa.Column("previous_hash", BYTEA, nullable=False, comment="Hash of the entry before; empty at first"),
+    sa.Column("hash", BYTEA, nullable=False, comment="SHA-256 over previous_hash and the columns before it"),
+    comment="Append-only: who changed what, written in the transaction of the change. No key, no plaintext",
+    postgresql_partition_by="RANGE (recorded_at)",
+)
+
+rate_limits = sa.Table(
+    "rate_limits",
+    metadata,
+    sa.Column("caller", sa.Text, primary_key=True, comment="Whose rate, as in the audit log"),
+    sa.Column("busy_until", TIMESTAMP(timezone=True), nullable=False, comment="Until when that rate is used up"),
+    comment="How far each caller is ahead of its rate; empty unless a rate limit is set, and lost in a crash",
+    prefixes=["UNLOGGED"],
+)
+
 
 def partition_name(index_id: UUID) -> str:
     """Return the name of the partition of `items` that holds the items of an index."""

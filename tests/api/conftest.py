@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, cast
 import httpx
 import psycopg
 import pytest
+from litestar.types import Middleware
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import make_url
@@ -50,9 +51,9 @@ class RemoteIndex:
 
 
 @asynccontextmanager
-async def serve(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+async def serve(settings: Settings, *middleware: Middleware) -> AsyncIterator[httpx.AsyncClient]:
     """Give a client of an application with `settings`; an exception in the application is its 500."""
-    app = create_app(settings)
+    app = create_app(settings, middleware)
     transport = httpx.ASGITransport(cast("Any", app), raise_app_exceptions=False)
     async with app.lifespan(), httpx.AsyncClient(transport=transport, base_url="http://sealdex") as client:
         yield client

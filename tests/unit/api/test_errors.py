@@ -19,6 +19,7 @@ ERRORS: list[tuple[errors.AppError, int]] = [
     (errors.Conflict("text"), 409),
     (errors.TooLarge("text"), 413),
     (errors.Overloaded("text"), 503),
+    (errors.RateLimited("text"), 429),
     (errors.Unavailable("text"), 503),
     (errors.ModelUnavailable("text"), 503),
     (errors.DataCorrupted("text"), 500),

@@ -1,21 +1,21 @@
-"""The command line: serve, migrate and keygen.
+"""`sealdex serve` and `sealdex migrate`.
 
-What is wrong with the settings or the database ends in one line on stderr and exit status 2. `serve` is the
-process that supervises the workers; it starts and stops the embedded database, but answers no request itself.
+`serve` is the process that supervises the workers; it starts and stops the embedded database, but answers no
+request itself. The workers find every setting in the environment, whichever source it came from.
 """
 
-import argparse
 import asyncio
 import contextlib
 import ipaddress
 import os
-import secrets
 import signal
 import socket
+import ssl
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import NoReturn
 
@@ -24,15 +24,15 @@ from granian.log import LogLevels
 from granian.server.mp import MPServer
 from litestar import Litestar
 
+from app.api.telemetry import check_tracing
+from app.configuration import Configuration
 from app.errors import ConfigurationError
 from app.main import create_app_from_env
-from app.settings import Settings, variables_of
+from app.settings import Settings
 from app.store import schema
 from app.store.embedded import EmbeddedPostgres
 from app.store.engine import check_database, create_engine
 
-_CONFIGURATION_ERROR = 2
-_ROOT_KEY_BYTES = 32
 _GRACE_S = 30
 _BACKLOG = 1024
 _PORT_PATIENCE_S = 5.0
@@ -42,45 +42,30 @@ _SPARE_CONNECTIONS = 30
 _MIN_CONNECTIONS = 100
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status."""
-    options = _parser().parse_args(arguments)
-    try:
-        if options.command == "keygen":
-            print(secrets.token_hex(_ROOT_KEY_BYTES))
-        elif options.command == "migrate":
-            migrate(Settings.from_env(_environment(options)))
-        else:
-            # The workers read their settings from the environment, too.
-            os.environ.update(_environment(options))
-            serve(Settings.from_env())
-    except ConfigurationError as error:
-        print(f"sealdex: {error}", file=sys.stderr)
-        return _CONFIGURATION_ERROR
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    return 0
-
-
-def serve(settings: Settings) -> None:
+def serve(configuration: Configuration) -> None:
     """Answer requests until SIGTERM or SIGINT. Raises `ConfigurationError` when it cannot start."""
+    settings = configuration.settings
+    for notice in configuration.notices:
+        print(f"sealdex: {notice}", file=sys.stderr)
+    _check_tls(settings)
+    check_tracing(settings)
     _check_exposure(settings)
     _check_models_dir(settings)
     _check_port(settings)
     # Until the server takes over, a signal must unwind the stack, so that the database is stopped.
     signal.signal(signal.SIGTERM, _interrupt)
-    with _database(settings) as (dsn, kind):
-        os.environ["DATABASE_URL"] = dsn
+    with _figures_directory(settings) as directory, _database(settings) as (dsn, kind):
+        os.environ.update({**configuration.environment, "DATABASE_URL": dsn, "SEALDEX_METRICS_DIR": directory})
         print(_start_line(settings, kind), flush=True)
         _server(settings).serve()
 
 
-def migrate(settings: Settings) -> None:
-    """Bring the schema of the database to the newest revision."""
+def migrate(settings: Settings) -> str:
+    """Bring the schema of the database to the newest revision, and return which that is."""
     with contextlib.ExitStack() as stack:
         dsn = settings.database_url or stack.enter_context(EmbeddedPostgres(settings.data_dir)).dsn
         asyncio.run(schema.upgrade(dsn))
-    print(f"The schema is at revision {schema.head_revision()}.")
+    return schema.head_revision()
 
 
 def create_worker_app() -> Litestar:
@@ -89,41 +74,13 @@ def create_worker_app() -> Litestar:
     return create_app_from_env()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sealdex",
-        description="Encrypted vector indexes on PostgreSQL and pgvector. "
-        "Every setting is an environment variable; an option overrides it.",
-    )
-    parser.add_argument("--version", action="version", version=f"sealdex {version('sealdex')}")
-    commands = parser.add_subparsers(dest="command", required=True)
-    serve_parser = commands.add_parser("serve", help="start the service")
-    serve_parser.add_argument("--host", help="address to listen on (HOST, default 127.0.0.1)")
-    serve_parser.add_argument("--port", help="port to listen on (PORT, default 8000)")
-    serve_parser.add_argument("--workers", help="worker processes (SEALDEX_WORKERS, default one a core)")
-    serve_parser.add_argument(
-        "--migrate", action="store_const", const="true", help="migrate the schema first (SEALDEX_MIGRATE)"
-    )
-    migrate_parser = commands.add_parser("migrate", help="create the schema, or bring it to the newest revision")
-    for command in (serve_parser, migrate_parser):
-        command.add_argument("--data-dir", help="directory of the embedded database (SEALDEX_DATA_DIR)")
-    commands.add_parser("keygen", help="print a new key: 64 hexadecimal digits")
-    return parser
-
-
-def _environment(options: argparse.Namespace) -> dict[str, str]:
-    """Return the environment with the options in it, each under the variable it overrides."""
-    given = {name: value for name, value in vars(options).items() if value is not None and name != "command"}
-    return {**os.environ, **{variables_of(name)[0]: value for name, value in given.items()}}
-
-
 def _check_exposure(settings: Settings) -> None:
     """Refuse to let the network in without a key, unless told to."""
     if settings.root_key or settings.allow_open:
         return
     if not _is_loopback(settings.host):
         raise ConfigurationError(
-            f"Anyone who reaches {settings.host} could use the service: set SEALDEX_ROOT_KEY "
+            f"HOST={settings.host!r}: anyone who reaches it could use the service: set SEALDEX_ROOT_KEY "
             "(`sealdex keygen` makes one), or SEALDEX_ALLOW_OPEN=true if that is meant"
         )
     print("sealdex: no SEALDEX_ROOT_KEY is set, so any program on this machine can use the service", file=sys.stderr)
@@ -132,6 +89,31 @@ def _check_exposure(settings: Settings) -> None:
 def _check_models_dir(settings: Settings) -> None:
     if settings.models_dir is not None and not settings.models_dir.is_dir():
         raise ConfigurationError(f"SEALDEX_MODELS_DIR={settings.models_dir} is no directory")
+
+
+def _check_tls(settings: Settings) -> None:
+    """Refuse a certificate or key that is missing, does not parse, or does not belong to the other."""
+    certificate, key = settings.ssl_cert_path, settings.ssl_key_path
+    if certificate is None and key is None:
+        return
+    if certificate is None or key is None:
+        given, missing = ("SSL_CERT_PATH", "SSL_KEY_PATH") if certificate else ("SSL_KEY_PATH", "SSL_CERT_PATH")
+        raise ConfigurationError(f"{given} is set, so {missing} must name a file too")
+    for variable, path in (("SSL_CERT_PATH", certificate), ("SSL_KEY_PATH", key)):
+        if not os.access(path, os.R_OK) or not path.is_file():
+            raise ConfigurationError(f"{variable}={str(path)!r}: must name a PEM file that can be read")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=_no_password)
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigurationError(
+            f"SSL_CERT_PATH={str(certificate)!r} and SSL_KEY_PATH={str(key)!r}: must be a PEM certificate "
+            "and the unencrypted PEM key that belongs to it"
+        ) from error
+
+
+def _no_password() -> NoReturn:
+    """Refuse an encrypted key; OpenSSL would ask at the terminal."""
+    raise ValueError("the key is encrypted")
 
 
 def _check_port(settings: Settings) -> None:
@@ -151,6 +133,24 @@ def _check_port(settings: Settings) -> None:
                     f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}"
                 ) from error
             time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def _figures_directory(settings: Settings) -> Iterator[str]:
+    """Provide the directory where the workers share their figures, without those of an earlier start."""
+    if settings.metrics_dir is None:
+        with tempfile.TemporaryDirectory(prefix="sealdex-figures-") as directory:
+            yield directory
+        return
+    try:
+        settings.metrics_dir.mkdir(parents=True, exist_ok=True)
+        for path in settings.metrics_dir.glob("*.figures"):
+            path.unlink()
+    except OSError as error:
+        raise ConfigurationError(
+            f"SEALDEX_METRICS_DIR={str(settings.metrics_dir)!r}: must be a directory to write to"
+        ) from error
+    yield str(settings.metrics_dir)
 
 
 @contextlib.contextmanager
@@ -178,11 +178,9 @@ async def _check(settings: Settings, dsn: str) -> None:
 
 
 def _server(settings: Settings) -> MPServer:
-    if (settings.ssl_cert_path is None) != (settings.ssl_key_path is None):
-        raise ConfigurationError("TLS needs both SSL_CERT_PATH and SSL_KEY_PATH")
     try:
         return MPServer(
-            "app.cli:create_worker_app",
+            "app.cli.serve:create_worker_app",
             factory=True,
             interface=Interfaces.ASGI,
             loop=Loops.uvloop,
@@ -222,7 +220,7 @@ def _resolve(settings: Settings) -> tuple[socket.AddressFamily, str]:
     try:
         family, *_, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
-        raise ConfigurationError(f"HOST={settings.host} is no address of this machine") from error
+        raise ConfigurationError(f"HOST={settings.host!r}: must be an address or a name of this machine") from error
     return family, str(address[0])
 
 

@@ -1,0 +1,59 @@
+"""The database, for commands that look at it themselves: no service is needed, and no key."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.errors import AppError, ConfigurationError
+from app.settings import Settings
+from app.store import schema
+from app.store.dsn import first_line
+from app.store.embedded import EmbeddedPostgres, running_dsn
+from app.store.engine import create_engine
+
+Answer = TypeVar("Answer")
+
+
+def ask(
+    settings: Settings, question: Callable[[AsyncEngine], Awaitable[Answer]], *, needs_schema: bool = True
+) -> Answer:
+    """Return what `question` returns for the service's database; the embedded one is started if it is not running.
+
+    Raises `ConfigurationError` when the database does not answer, or its schema is not at head and `needs_schema`.
+    """
+    dsn = settings.database_url or running_dsn(settings.data_dir)
+    with contextlib.ExitStack() as stack:
+        if dsn is None:
+            if not (settings.data_dir / "postgres").is_dir():
+                raise ConfigurationError(
+                    "There is no database: DATABASE_URL is not set, and "
+                    f"SEALDEX_DATA_DIR={str(settings.data_dir)!r} has none"
+                )
+            dsn = stack.enter_context(EmbeddedPostgres(settings.data_dir)).dsn
+        return asyncio.run(_ask(settings, dsn, question, needs_schema=needs_schema))
+
+
+async def _ask(
+    settings: Settings, dsn: str, question: Callable[[AsyncEngine], Awaitable[Answer]], *, needs_schema: bool
+) -> Answer:
+    async with _engine(settings, dsn) as engine:
+        try:
+            if needs_schema:
+                async with engine.connect() as connection:
+                    await schema.check(connection)
+            return await question(engine)
+        except (AppError, DBAPIError) as error:
+            raise ConfigurationError(f"The database does not answer: {first_line(error.__cause__ or error)}") from error
+
+
+@contextlib.asynccontextmanager
+async def _engine(settings: Settings, dsn: str) -> AsyncIterator[AsyncEngine]:
+    engine = create_engine(settings, dsn)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()

@@ -1,0 +1,92 @@
+"""What goes into the audit log: every change in its own transaction, and by setting reads and refusals."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app import errors, store
+from app.crypto import keys
+from app.domain import AuditEntry, Index, IndexAccess
+from app.settings import Settings
+from app.stages import stage
+
+_READS = frozenset(
+    {"query", "query_binary", "query_metadata", "get_items", "list_ids", "num_vectors", "describe", "stats"}
+)
+
+
+def entry(
+    access: IndexAccess, operation: str, index_id: UUID, *, n_items: int | None = None, outcome: str = "done"
+) -> AuditEntry:
+    """Return the entry of what `access` was used for."""
+    # A user's token opens the index, and an index key sent with it is ignored.
+    index_key = access.index_key if access.caller.user is None else None
+    return AuditEntry(
+        caller=access.caller.name,
+        key_id=keys.key_id(keys.parse_index_key(index_key), index_id) if index_key else None,
+        operation=operation,
+        index_id=index_id,
+        index_name=access.index_name,
+        n_items=n_items,
+        request_id=access.caller.request_id,
+        outcome=outcome,
+    )
+
+
+def of_training(index: Index, n_items: int) -> AuditEntry:
+    """Return the entry of a training that has moved queries to a new ivfflat index, whoever asked for it."""
+    return AuditEntry(
+        caller="service",
+        key_id=None,
+        operation="train",
+        index_id=index.id,
+        index_name=index.name,
+        n_items=n_items,
+        request_id="",
+        outcome="done",
+    )
+
+
+async def record_request(engine: AsyncEngine, access: IndexAccess, operation: str, index_id: UUID) -> None:
+    """Record in a transaction of its own what a request asks for that is done later."""
+    async with stage("audit"), engine.begin() as connection:
+        await store.audit.record(connection, entry(access, operation, index_id))
+
+
+@asynccontextmanager
+async def reads(engine: AsyncEngine, settings: Settings, access: IndexAccess) -> AsyncIterator[None]:
+    """Record what happens in the block, if the settings ask for it: a read before it is answered, or a refusal."""
+    if not settings.audit_reads:
+        yield
+        return
+    try:
+        yield
+    except errors.AppError as error:
+        is_refused = isinstance(error, errors.KeyRejected | errors.Forbidden)
+        with suppress(errors.AppError):
+            await _record(engine, access, "refused" if is_refused else "failed")
+        raise
+    if access.caller.operation in _READS:
+        await _record(engine, access, "done")
+
+
+async def _record(engine: AsyncEngine, access: IndexAccess, outcome: str) -> None:
+    """Record a use of the index that changes nothing. Neither the name nor the key has been checked."""
+    if "\0" in access.index_name:
+        return
+    async with stage("audit"), engine.begin() as connection:
+        await store.audit.record(
+            connection,
+            AuditEntry(
+                caller=access.caller.name,
+                key_id=None,
+                operation=access.caller.operation,
+                index_id=None,
+                index_name=access.index_name,
+                n_items=None,
+                request_id=access.caller.request_id,
+                outcome=outcome,
+            ),
+        )
