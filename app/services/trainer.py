@@ -86,14 +86,30 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a training is asked for: with the keys of the index if someone brought them, and how many lists.
+
+    `is_measuring_only` leaves encoder and lists as they are and brings the search profile up to date.
+    """
+
+    opened: OpenIndex | None
+    n_lists: int | None
+    is_measuring_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
-    """One training: of which index, with its keys if someone brought them, and what was asked for."""
+    """One training: its claim, the generation of the ivfflat index it may build, and how far it is."""
 
     claim: Claim
     generation: int
-    opened: OpenIndex | None
-    requested_n_lists: int | None
+    wanted: Wanted
     progress: Progress = field(default_factory=Progress)
+
+    @property
+    def opened(self) -> OpenIndex | None:
+        """The index with its keys, as it was when the training was asked for."""
+        return self.wanted.opened
 
 
 class Trainer:
@@ -111,7 +127,9 @@ class Trainer:
         index = await self._read(job)
         async with self._engine.connect() as connection:
             n_items, n_changes = await store.indexes.count(connection, index.id)
-        n_lists = self._choose_n_lists(index, n_items, job.requested_n_lists)
+        if job.wanted.is_measuring_only:
+            return await self._measure_again(job, index, n_items, n_changes)
+        n_lists = self._choose_n_lists(index, n_items, job.wanted.n_lists)
         await self.drop_leftovers(job.claim.index_id)
         if n_lists is None or index.sketch_bits is None:
             return None
@@ -325,6 +343,15 @@ class Trainer:
             sizes = await store.samples.list_sizes(connection, built, _N_QUERIES)
         profile = _profile(points, built, result.n_items, sizes, self._settings.target_recall)
         return replace(result, profile=profile, recall=profile["recall"])
+
+    async def _measure_again(self, job: Job, index: Index, n_items: int, n_changes: int) -> TrainingResult | None:
+        if not index.is_trained:
+            return None
+        result = TrainingResult(index.generation, index.n_lists, index.encoder_version, n_items, n_changes)
+        result = await self._calibrate(job, index, result)
+        async with self._engine.begin() as connection:
+            await store.training.renew_profile(connection, job.claim, index, result)
+        return result
 
     async def _neighbours(self, job: Job, opened: OpenIndex, encoder: sketch.Encoder) -> "_Calibration":
         """Find the exact neighbours of some items among all others."""

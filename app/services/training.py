@@ -21,7 +21,7 @@ from app import errors, store
 from app.domain import Caller, Index, IndexAccess, Permission, TrainingResult, TrainingStatus
 from app.services import audit
 from app.services.opener import IndexOpener, OpenIndex
-from app.services.trainer import Job, Progress, Trainer, automatic_n_lists
+from app.services.trainer import Job, Progress, Trainer, Wanted, automatic_n_lists
 from app.settings import Settings
 from app.store.training import Claim, ClaimLost
 
@@ -38,6 +38,8 @@ _RESUME_INTERVAL_S = 5.0
 _MAX_REMEMBERED = 10_000
 # What the column for the number of lists asked for can hold; more than any index has.
 _MAX_INT32 = 2**31 - 1
+# An index that has grown so many times since its recall was measured has it measured again.
+_GROWTH = 2
 
 
 class TrainingService:
@@ -96,7 +98,7 @@ class TrainingService:
     async def _begin_in_line(self, opened: OpenIndex, n_lists: int | None) -> asyncio.Task[TrainingResult | None]:
         """Start a training as soon as the one that is at work has ended. Raises `ClaimLost` for a deleted index."""
         index = opened.index
-        while (task := await self._begin(index, opened, n_lists, is_patient=False)) is None:
+        while (task := await self._begin(index, Wanted(opened, n_lists), is_patient=False)) is None:
             async with self._engine.connect() as connection:
                 if await store.indexes.by_id(connection, index.id) is None:
                     raise ClaimLost
@@ -110,12 +112,13 @@ class TrainingService:
         # A training that would make no more lists is none that the new items need.
         if n_items <= threshold or automatic_n_lists(n_items) <= index.n_lists:
             self.resume_if_due(opened)
+            self._measure_again_if_grown(opened, n_items)
             return None
         try:
             # Who may only write cannot open vectors: then the part that needs no key is done, and the next request
             # that can open them completes it (`resume_if_due`).
-            is_begun = await self._begin(index, opened if _can_open(opened) else None, None, is_patient=True)
-            if is_begun is None:
+            wanted = Wanted(opened if _can_open(opened) else None, None)
+            if await self._begin(index, wanted, is_patient=True) is None:
                 return None
         except (DBAPIError, errors.AppError) as error:
             # The items are stored, whatever becomes of the training; the next upsert asks for it again.
@@ -137,13 +140,28 @@ class TrainingService:
         self._asked[index.id] = True
         self._run(self._resume(opened))
 
+    def _measure_again_if_grown(self, opened: OpenIndex, n_items: int) -> None:
+        """Start, in the background, to measure recall anew once an index has twice the items of the last time."""
+        index = opened.index
+        n_measured = (index.profile or {}).get("n_items", n_items)
+        if n_items <= _GROWTH * n_measured or index.is_training_due or not _can_open(opened) or index.id in self._tasks:
+            return
+        self._run(self._start_later(index, Wanted(opened, None, is_measuring_only=True)))
+
+    async def _start_later(self, index: Index, wanted: Wanted) -> None:
+        try:
+            await self._begin(index, wanted, is_patient=True)
+        except (DBAPIError, errors.AppError) as error:
+            logger.info("a training could not be started yet: %s", type(error).__name__)
+
     async def _resume(self, opened: OpenIndex) -> None:
         try:
             async with self._engine.connect() as connection:
                 n_lists = await store.training.requested_n_lists(connection, opened.index.id)
-            await self._begin(opened.index, opened, n_lists, is_patient=True)
         except (DBAPIError, errors.AppError) as error:
             logger.info("a training could not be resumed yet: %s", type(error).__name__)
+        else:
+            await self._start_later(opened.index, Wanted(opened, n_lists))
 
     async def status(self, caller: Caller) -> TrainingStatus:
         """Return the names of the indexes that are trained or wait for it, in whatever worker."""
@@ -156,7 +174,7 @@ class TrainingService:
     # ------------------------------------------------------------ one training
 
     async def _begin(
-        self, index: Index, opened: OpenIndex | None, n_lists: int | None, *, is_patient: bool
+        self, index: Index, wanted: Wanted, *, is_patient: bool
     ) -> asyncio.Task[TrainingResult | None] | None:
         """Claim the job of an index and start its task; None when another training has it or it must wait."""
         if index.id in self._tasks:
@@ -167,9 +185,9 @@ class TrainingService:
             if now is None or (is_patient and now.generation != index.generation):
                 # Deleted, or trained since the caller looked.
                 return None
-            if not await store.training.enqueue(connection, claim, n_lists=n_lists, is_patient=is_patient):
+            if not await store.training.enqueue(connection, claim, n_lists=wanted.n_lists, is_patient=is_patient):
                 return None
-        task = asyncio.create_task(self._train(claim, opened, n_lists))
+        task = asyncio.create_task(self._train(claim, wanted))
         self._tasks[index.id] = task
         task.add_done_callback(lambda done: self._forget(index.id, done))
         return task
@@ -180,12 +198,12 @@ class TrainingService:
         if not task.cancelled():
             task.exception()
 
-    async def _train(self, claim: Claim, opened: OpenIndex | None, n_lists: int | None) -> TrainingResult | None:
+    async def _train(self, claim: Claim, wanted: Wanted) -> TrainingResult | None:
         """Wait for the job's turn, train, and give the job back whatever the end."""
         progress = Progress()
         began = time.monotonic()
         try:
-            result = await self._with_heartbeat(claim, progress, self._in_turn(claim, opened, n_lists, progress))
+            result = await self._with_heartbeat(claim, progress, self._in_turn(claim, wanted, progress))
             async with self._engine.begin() as connection:
                 await store.training.finish(connection, claim, result)
         except ClaimLost:
@@ -202,14 +220,14 @@ class TrainingService:
         logger.info("training of index %s took %.1f s", claim.index_id, time.monotonic() - began)
         return result
 
-    async def _in_turn(
-        self, claim: Claim, opened: OpenIndex | None, n_lists: int | None, progress: Progress
-    ) -> TrainingResult | None:
+    async def _in_turn(self, claim: Claim, wanted: Wanted, progress: Progress) -> TrainingResult | None:
         while True:
             async with self._engine.begin() as connection:
-                generation = await store.training.start(connection, claim, self._settings.max_trainings)
+                generation = await store.training.start(
+                    connection, claim, self._settings.max_trainings, is_due=not wanted.is_measuring_only
+                )
             if generation is not None:
-                return await self._trainer.train(Job(claim, generation, opened, n_lists, progress))
+                return await self._trainer.train(Job(claim, generation, wanted, progress))
             await asyncio.sleep(_QUEUE_POLL_S)
 
     async def _with_heartbeat(

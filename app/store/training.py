@@ -99,10 +99,10 @@ async def enqueue(connection: AsyncConnection, claim: Claim, *, n_lists: int | N
         raise
 
 
-async def start(connection: AsyncConnection, claim: Claim, max_trainings: int) -> int | None:
+async def start(connection: AsyncConnection, claim: Claim, max_trainings: int, *, is_due: bool) -> int | None:
     """Start the claimed job if it is its turn: return the generation to build, None to wait. Raises `ClaimLost`.
 
-    From now on the index is due for training until one succeeds.
+    If `is_due`, the index is due for training from now on until one succeeds.
     """
     await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_QUEUE_LOCK)))
     # The row of the index before that of the job, as everywhere.
@@ -130,7 +130,8 @@ async def start(connection: AsyncConnection, claim: Claim, max_trainings: int) -
             next_attempt_at=pause,
         )
     )
-    await _set_due(connection, claim, is_due=True)
+    if is_due:
+        await _set_due(connection, claim, is_due=True)
     return target
 
 
@@ -345,6 +346,16 @@ async def swap(connection: AsyncConnection, claim: Claim, index: Index, result: 
             revision=indexes.c.revision + 1,
             **encoder,
         )
+    )
+    await _check(connection, claim)
+
+
+async def renew_profile(connection: AsyncConnection, claim: Claim, index: Index, result: TrainingResult) -> None:
+    """Store what was measured of the ivfflat index in use. Raises `ClaimLost`."""
+    await connection.execute(
+        sa.update(indexes)
+        .where(indexes.c.id == claim.index_id, indexes.c.generation == index.generation)
+        .values(profile=result.profile, revision=indexes.c.revision + 1)
     )
     await _check(connection, claim)
 

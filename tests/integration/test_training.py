@@ -17,7 +17,7 @@ from app.domain import Caller, Index, IndexAccess, Item, Matrix, NewIndex, Preci
 from app.services import trainer as trainers
 from app.services.context import ServiceContext
 from app.settings import Settings
-from app.store.engine import scan_driver
+from app.store.engine import create_scan_engine, scan_driver
 from app.store.training import Claim, ClaimLost
 
 pytestmark = pytest.mark.anyio
@@ -99,6 +99,14 @@ async def assert_clean(engine: AsyncEngine) -> None:
     assert await relations(engine) == [(store.tables.ivf_name(index.id, index.generation), True)]
 
 
+def plan_of_a_search(settings: Settings, index: Index) -> str:
+    scan_engine = create_scan_engine(settings, settings.database_url or "")
+    with scan_driver(scan_engine) as raw:
+        plan = store.candidates.explain(raw, index, [bytes((index.sketch_bits or 0) // 8)], pool=10)
+    scan_engine.dispose()
+    return plan
+
+
 def exact(metric: str, queries: Matrix, vectors: Matrix, k: int) -> list[set[str]]:
     if metric == "cosine":
         vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -149,14 +157,8 @@ async def test_upserts_alone_train_an_index_that_keeps_its_promise(
     assert await recall(services, metric, queries, vectors, target_recall=0.99) >= 0.97
 
 
-def plan_of(services: ServiceContext, index: Index) -> str:
-    """Return PostgreSQL's plan for a query."""
-    with scan_driver(services.vectors._searcher._engine) as raw:
-        return store.candidates.explain(raw, index, [bytes((index.sketch_bits or 0) // 8)], pool=10)
-
-
 async def test_queries_use_the_new_ivfflat_index_and_fewer_probes_find_less(
-    services: ServiceContext, engine: AsyncEngine
+    services: ServiceContext, engine: AsyncEngine, settings: Settings
 ) -> None:
     # No clusters: neighbours lie in many lists.
     rng = np.random.default_rng(1)
@@ -164,7 +166,7 @@ async def test_queries_use_the_new_ivfflat_index_and_fewer_probes_find_less(
     await filled(services, vectors)
     await settled(services)
     index = await row(engine)
-    assert f"Index Scan using {store.tables.ivf_name(index.id, index.generation)}" in plan_of(services, index)
+    assert f"Index Scan using {store.tables.ivf_name(index.id, index.generation)}" in plan_of_a_search(settings, index)
     by_probes = [
         await recall(services, "euclidean", queries, vectors, n_probes=n_probes, rerank_mult=4)
         for n_probes in (1, 8, index.n_lists)
@@ -178,7 +180,7 @@ async def test_queries_use_the_new_ivfflat_index_and_fewer_probes_find_less(
 
 
 async def test_a_new_generation_is_measured_and_not_used_before_the_swap(
-    services: ServiceContext, engine: AsyncEngine
+    services: ServiceContext, engine: AsyncEngine, settings: Settings
 ) -> None:
     await filled(services, clustered(N, D, seed=1))
     await settled(services)
@@ -191,8 +193,10 @@ async def test_a_new_generation_is_measured_and_not_used_before_the_swap(
             f"{store.tables.partition_name(index.id)} "
             f"{store.partitions.ivf_definition(index.encoder_version, bits, 8, new.generation)}"
         )
+    before = plan_of_a_search(settings, index)
+    async with engine.begin() as connection:
         measured = await store.samples.explain_candidate_keys(connection, new, bytes(bits // 8))
-    assert store.tables.ivf_name(index.id, index.generation) in plan_of(services, index)
+    assert store.tables.ivf_name(index.id, index.generation) in before
     assert store.tables.ivf_name(index.id, new.generation) in measured
     assert "Seq Scan" not in measured
 
@@ -397,7 +401,7 @@ async def test_a_write_without_key_builds_and_the_next_keyed_request_completes(
     async with ServiceContext.open(replace(settings, auto_train_disabled=True)) as services:
         await filled(services, vectors)
         # As an upsert by a user who may write and not read.
-        assert await services.training._begin(await row(engine), None, None, is_patient=True)
+        assert await services.training._begin(await row(engine), trainers.Wanted(None, None), is_patient=True)
         await settled(services)
         index = await row(engine)
         assert (index.n_lists, index.encoder_version, index.profile) == (64, 0, None)
@@ -482,7 +486,7 @@ async def test_what_a_killed_trainer_left_is_cleared_away_and_taken_up_once_its_
     claim = Claim(index.id, uuid4())
     async with engine.begin() as connection:
         assert await store.training.enqueue(connection, claim, n_lists=32, is_patient=True)
-        assert await store.training.start(connection, claim, 1) == 2
+        assert await store.training.start(connection, claim, 1, is_due=True) == 2
     # Killed in CREATE INDEX CONCURRENTLY: an invalid index stays.
     name = store.tables.ivf_name(index.id, 2)
     definition = store.partitions.ivf_definition(0, index.sketch_bits or 0, 32, 2)
@@ -593,6 +597,24 @@ async def test_stats_and_view_tell_that_an_index_has_drifted_and_training_repair
     assert await services.training.train(ACCESS, None) is None
     assert (await services.indexes.stats(ACCESS))["n_changes_since_training"] == 0
     assert not await scalar(engine, "SELECT is_drifted FROM index_overview")
+
+
+async def test_an_index_that_grows_has_its_recall_measured_again(services: ServiceContext, engine: AsyncEngine) -> None:
+    vectors, queries = clustered(4 * N, D, seed=1), clustered(60, D, seed=2)
+    await filled(services, vectors[:N])
+    await settled(services)
+    before = await row(engine)
+    for start in range(N, 4 * N, N):
+        outcome = await services.vectors.upsert(ACCESS, items(vectors[start : start + N], start))
+        assert outcome.training_message is None
+        await asyncio.sleep(0.2)
+        await settled(services)
+    index = await row(engine)
+    assert (index.generation, index.n_lists, index.trained_at) == (before.generation, before.n_lists, before.trained_at)
+    assert index.profile is not None
+    assert index.profile["n_items"] == 3 * N
+    assert not index.is_training_due
+    assert await recall(services, "euclidean", queries, vectors) >= 0.93
 
 
 async def test_the_view_shows_each_index_without_a_key(services: ServiceContext, engine: AsyncEngine) -> None:
