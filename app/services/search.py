@@ -5,9 +5,10 @@ piece of a scan's answer.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -23,6 +24,8 @@ from app.store.engine import scan_driver
 
 # Queries of a batch go to the database so many candidates at a time, which bounds the memory of a batch.
 _CANDIDATES_AT_A_TIME = 20_000
+
+Answer = TypeVar("Answer")
 
 _decode_metadata = msgspec.json.Decoder(dict).decode
 
@@ -40,6 +43,10 @@ class Searcher:
         """Return for each query (n, d) its nearest items, nearest first, with the fields of `include`."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._search, opened, encoder, queries, scan, include)
+
+    async def run(self, work: Callable[[sa.Engine], Answer]) -> Answer:
+        """Return what `work`, which blocks, returns when it runs in a thread with this engine."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, self._engine)
 
     def close(self) -> None:
         """Wait for the searches in work and let the threads go."""

@@ -1,5 +1,5 @@
 """PostgreSQL: every statement the service sends."""
 
-from app.store import candidates, indexes, items, partitions, samples, tables, training, users
+from app.store import candidates, filtered, indexes, items, partitions, samples, tables, training, users
 
-__all__ = ["candidates", "indexes", "items", "partitions", "samples", "tables", "training", "users"]
+__all__ = ["candidates", "filtered", "indexes", "items", "partitions", "samples", "tables", "training", "users"]
