@@ -1,7 +1,7 @@
 """Which weights the embedding model of an index had, so that others in its place are noticed.
 
 Revision ID: 0006
-Revises: 0004
+Revises: 0005
 """
 
 import sqlalchemy as sa
