@@ -108,7 +108,8 @@ class CreateRequest(IndexRequest, frozen=True, kw_only=True):
     metric: str | None = None
     embedding_model: str | None = None
     storage_precision: str | None = None
-    index_config: LegacyIndexConfig | None = None
+    # Clients up to 0.16 send it, if only as null.
+    index_config: LegacyIndexConfig | None | UnsetType = UNSET
     sketch_bits: Integer = None
     sketch_noise: float | None = None
     metadata_schema: dict[str, Any] | None = None
@@ -131,7 +132,7 @@ class CreateRequest(IndexRequest, frozen=True, kw_only=True):
             metric=self.metric or legacy.metric or Metric.EUCLIDEAN,
             storage_precision=precision or Precision.FLOAT32,
             n_lists=legacy.requested_n_lists(),
-            index_config=legacy.remembered() if self.index_config else None,
+            index_config=None if self.index_config is UNSET else legacy.remembered(),
             sketch_bits=sketch_bits,
             sketch_noise=self.sketch_noise,
             embedding_model=self.embedding_model or None,
