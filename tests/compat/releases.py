@@ -14,7 +14,6 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PYTHON_RELEASES = ["0.11.0", "0.12.0", "0.13.0", "0.14.0", "0.15.0", "0.16.0", "0.17.0", "0.18.0"]
@@ -91,11 +90,19 @@ def run_langchain(release: str, url: str, api_key: str, *more: str) -> Outcome:
         "COMPAT_URL": url,
         "COMPAT_API_KEY": api_key,
     }
-    pytest = [langchain_environment(), "-m", "pytest", "--quiet", "--noconftest", "--rootdir", ".", "-c", os.devnull]
+    pytest = [
+        str(langchain_environment()),
+        "-m",
+        "pytest",
+        "--quiet",
+        "--noconftest",
+        "--rootdir",
+        ".",
+        "-c",
+        os.devnull,
+    ]
     command = [*pytest, "-p", "no:cacheprovider", "--asyncio-mode=auto", *more, "langchain_suite.py"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=300, cwd=_HERE, env=environment
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=_HERE, env=environment)
     last = done.stdout.splitlines()[-1] if done.stdout else done.stderr[-2000:]
     failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR l"))]
     return {"suite": f"fail: {last} {failed}" if done.returncode else f"pass: {last}"}
@@ -112,7 +119,7 @@ def has_node() -> bool:
 
 
 def _pip(python: Path, *packages: str) -> None:
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check"]
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, *packages], check=True, capture_output=True, text=True)
 
 
@@ -126,13 +133,12 @@ def _outcome(command: list[str], directory: Path) -> Outcome:
 
 
 def matrix(outcomes: dict[str, Outcome]) -> str:
-    """Return the outcomes as a Markdown table: a row for each release, a column for each step."""
+    """Return the outcomes as a Markdown table: a row for each step, a column for each release."""
     steps = list(dict.fromkeys(step for outcome in outcomes.values() for step in outcome))
-    head = f"| release | {' | '.join(step.replace('_', ' ') for step in steps)} |"
-    lines = [head, "|---" * (len(steps) + 1) + "|"]
-    for release, outcome in outcomes.items():
-        cells = [outcome.get(step, "–").partition(":")[0] for step in steps]
-        lines.append(f"| {release} | {' | '.join('–' if cell == 'no' else cell for cell in cells)} |")
+    lines = [f"| step | {' | '.join(outcomes)} |", "|---" * (len(outcomes) + 1) + "|"]
+    for step in steps:
+        results = [outcome.get(step, "no").partition(":")[0].replace("no", " ") for outcome in outcomes.values()]
+        lines.append(f"| {step.replace('_', ' ')} | {' | '.join(results)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -144,6 +150,16 @@ def write(table: str, document: Path = _DOCUMENT) -> None:
     document.write_text(before + _BEGIN + table + _END + after, encoding="utf-8")
 
 
+def run_all(url: str, api_key: str) -> dict[str, Outcome]:
+    """Run all scenarios; the outcome of LangChain's suite is one more step of a release."""
+    outcomes = {f"Python {release}": run_python(release, url, api_key) for release in PYTHON_RELEASES}
+    for release in LANGCHAIN_RELEASES:
+        outcomes[f"Python {release}"]["LangChain"] = run_langchain(release, url, api_key)["suite"]
+    if has_node():
+        outcomes[f"JavaScript {JS_RELEASE}"] = run_js(JS_RELEASE, url, api_key)
+    return outcomes
+
+
 def main() -> int:
     """Run all scenarios; return how many steps failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -151,22 +167,15 @@ def main() -> int:
     parser.add_argument("api_key")
     parser.add_argument("--write", action="store_true", help="put the matrix into docs/compatibility.md")
     arguments = parser.parse_args()
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(python_environment, PYTHON_RELEASES))
-    outcomes = {
-        f"Python {release}": run_python(release, arguments.url, arguments.api_key) for release in PYTHON_RELEASES
-    }
-    if has_node():
-        outcomes[f"JavaScript {JS_RELEASE}"] = run_js(JS_RELEASE, arguments.url, arguments.api_key)
+    outcomes = run_all(arguments.url, arguments.api_key)
     table = matrix(outcomes)
-    sys.stdout.write(table)
     failed = [
-        f"{release}, {step}: {result}"
+        f"{release}, {step}: {result}\n"
         for release, outcome in outcomes.items()
         for step, result in outcome.items()
         if result.startswith("fail")
     ]
-    sys.stdout.writelines(f"{line}\n" for line in failed)
+    sys.stdout.writelines([table, *failed])
     if arguments.write:
         write(table)
     return len(failed)
