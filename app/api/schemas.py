@@ -40,6 +40,9 @@ _DEFAULT_TOP_K = 100
 _QUERY_INCLUDES = frozenset({"distance", "metadata"})
 _GET_INCLUDES = frozenset({"vector", "contents", "metadata"})
 
+# Precisions of the protocol that are not offered; docs/decisions/0031 says why.
+_REFUSED_PRECISIONS = frozenset({"tq12", "tq8", "tq6", "tq4"})
+
 _LEGACY_TYPES = frozenset({"ivfflat", "ivf", "ivfpq", "ivfsq"})
 _MAX_LISTS = 32_768
 
@@ -109,7 +112,7 @@ class CreateRequest(IndexRequest, frozen=True, kw_only=True):
     embedding_model: str | None = None
     storage_precision: str | None = None
     # Clients up to 0.16 send it, if only as null.
-    index_config: LegacyIndexConfig | None | UnsetType = UNSET
+    index_config: LegacyIndexConfig | UnsetType | None = UNSET
     sketch_bits: Integer = None
     sketch_noise: float | None = None
     metadata_schema: dict[str, Any] | None = None
@@ -122,6 +125,9 @@ class CreateRequest(IndexRequest, frozen=True, kw_only=True):
         legacy = self.index_config or LegacyIndexConfig()
         flat = integer(self.dimension, "dimension")
         dimension = integer(legacy.dimension, "index_config", "dimension") if flat is None else flat
+        if self.storage_precision in _REFUSED_PRECISIONS:
+            offered = " or ".join(Precision)
+            raise InvalidInput(f"storage_precision {self.storage_precision} is not offered: choose {offered}")
         precision = choice(self.storage_precision, Precision, "storage_precision")
         sketch_bits = integer(self.sketch_bits, "sketch_bits")
         refuse_unserved(self)
