@@ -1,9 +1,10 @@
 """What float16 costs: recall of an exact search over rounded vectors, and bytes of a sealed vector."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from app.crypto import aead
-from app.domain import Matrix, Precision
+from app.domain import Precision
 from app.services.batch import VECTOR_DTYPES
 from tests.benchmarks import data as datasets
 
@@ -27,6 +28,6 @@ def test_float16_finds_what_float32_finds() -> None:
         assert recalls[0] >= 0.99
 
 
-def recall(truth: np.ndarray[tuple[int, int], np.dtype[np.intp]], found: Matrix, k: int) -> float:
+def recall(truth: NDArray[np.intp], found: NDArray[np.intp], k: int) -> float:
     """Return the mean share of the true `k` nearest among the `k` found."""
     return float(np.mean([len(np.intersect1d(a[:k], b[:k])) / k for a, b in zip(truth, found, strict=True)]))
