@@ -22,7 +22,7 @@ from app.api.middleware import (
     keep_escaped_slashes,
     security_headers,
 )
-from app.api.openapi import openapi_route
+from app.api.openapi import openapi_routes
 from app.api.telemetry import tracing
 from app.domain import Caller
 from app.figures import Figures
@@ -73,7 +73,7 @@ def create_app(settings: Settings, outermost: Sequence[Middleware] = ()) -> Lite
         dto=JSONStruct,
         return_dto=None,
     )
-    documents = Router("/v1", route_handlers=[openapi_route([routes])])
+    documents = Router("/v1", route_handlers=openapi_routes([routes]))
     figures = Figures([route.path_format for route in routes.routes], settings.metrics_dir)
     return Application(
         route_handlers=[routes, documents, Router("/", route_handlers=[metrics.metrics], dependencies=operations)],

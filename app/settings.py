@@ -98,6 +98,8 @@ class Settings:
     rate_limit_burst: _Positive = 100
     cors_origins: str = ""
 
+    legacy_describe: bool = False
+
     sketch_bits: Annotated[int, Meta(ge=1, le=64_000)] | None = None
     sketch_noise: Annotated[float, Meta(ge=0, lt=0.5)] = 0.10
     retrain_threshold: _Positive = 10_000

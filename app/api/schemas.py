@@ -42,6 +42,9 @@ _DEFAULT_TOP_K = 100
 _QUERY_INCLUDES = frozenset({"distance", "metadata"})
 _GET_INCLUDES = frozenset({"vector", "contents", "metadata"})
 
+# Precisions of the protocol that are not offered; docs/decisions/0031 says why.
+_REFUSED_PRECISIONS = frozenset({"tq12", "tq8", "tq6", "tq4"})
+
 _LEGACY_TYPES = frozenset({"ivfflat", "ivf", "ivfpq", "ivfsq"})
 _MAX_LISTS = 32_768
 
@@ -131,7 +134,8 @@ class CreateRequest(IndexRequest, frozen=True, kw_only=True):
     metric: str | None = None
     embedding_model: str | None = None
     storage_precision: str | None = None
-    index_config: LegacyIndexConfig | None = None
+    # Clients up to 0.16 send it, if only as null.
+    index_config: LegacyIndexConfig | UnsetType | None = UNSET
     sketch_bits: Integer = None
     sketch_noise: float | None = None
     metadata_schema: dict[str, FieldPolicyRequest] | None = None
@@ -144,6 +148,9 @@ class CreateRequest(IndexRequest, frozen=True, kw_only=True):
         legacy = self.index_config or LegacyIndexConfig()
         flat = integer(self.dimension, "dimension")
         dimension = integer(legacy.dimension, "index_config", "dimension") if flat is None else flat
+        if self.storage_precision in _REFUSED_PRECISIONS:
+            offered = " or ".join(Precision)
+            raise InvalidInput(f"storage_precision {self.storage_precision} is not offered: choose {offered}")
         precision = choice(self.storage_precision, Precision, "storage_precision")
         sketch_bits = integer(self.sketch_bits, "sketch_bits")
         schema = {name: policy.to_policy(name) for name, policy in (self.metadata_schema or {}).items()}
@@ -155,7 +162,7 @@ class CreateRequest(IndexRequest, frozen=True, kw_only=True):
             metric=self.metric or legacy.metric or Metric.EUCLIDEAN,
             storage_precision=precision or Precision.FLOAT32,
             n_lists=legacy.requested_n_lists(),
-            index_config=legacy.remembered() if self.index_config else None,
+            index_config=None if self.index_config is UNSET else legacy.remembered(),
             sketch_bits=sketch_bits,
             sketch_noise=self.sketch_noise,
             embedding_model=self.embedding_model or None,

@@ -26,6 +26,8 @@ _MAX_SKETCH_NOISE = 0.4
 _RESERVED_NAME = "default"
 # So many lists are looked at to tell how even they are.
 _N_LIST_SAMPLES = 100
+# What older clients take an index for that was not made by one of them.
+_DEFAULT_CONFIG = {"type": "ivfflat"}
 
 
 class IndexService:
@@ -85,13 +87,14 @@ class IndexService:
             index = opened.index
             async with stage("sql"), self._engine.connect() as connection:
                 await store.indexes.check_revision(connection, index)
+            config = index.index_config or (_DEFAULT_CONFIG if self._settings.legacy_describe else None)
             return IndexDescription(
                 index.name,
                 index.is_trained,
                 index.dimension or 0,
                 index.metric,
                 index.n_lists,
-                index.index_config,
+                config,
                 opened.schema,
             )
 

@@ -133,7 +133,7 @@ WRONG_TYPES: dict[str, tuple[str, dict[str, Any], str, list[Any]]] = {
     "dimension is a list": ("indexes/create", {"dimension": [3]}, "int_type", ["dimension"]),
     "metric is a number": ("indexes/create", {"metric": 1}, "string_type", ["metric"]),
     "precision is unknown": ("indexes/create", {"storage_precision": "int8"}, "literal_error", ["storage_precision"]),
-    "precision is tq8": ("indexes/create", {"storage_precision": "tq8"}, "literal_error", ["storage_precision"]),
+    "precision is tq2": ("indexes/create", {"storage_precision": "tq2"}, "literal_error", ["storage_precision"]),
     "precision is empty": ("indexes/create", {"storage_precision": ""}, "literal_error", ["storage_precision"]),
     "precision in capitals": (
         "indexes/create",
@@ -437,6 +437,14 @@ BAD_INDEXES: dict[str, dict[str, Any]] = {
     "too much noise": {"sketch_noise": 0.5},
     "negative noise": {"sketch_noise": -0.1},
 }
+
+
+@pytest.mark.parametrize("precision", ["tq12", "tq8", "tq6", "tq4"])
+async def test_a_precision_that_is_not_offered_is_told_which_are(client: httpx.AsyncClient, precision: str) -> None:
+    body = {"index_name": "not made", "index_key": KEY, "storage_precision": precision}
+    answer = await client.post("/v1/indexes/create", json=body)
+    check_error(answer, 400)
+    assert answer.json() == {"detail": f"storage_precision {precision} is not offered: choose float32 or float16"}
 
 
 @pytest.mark.parametrize("fields", BAD_INDEXES.values(), ids=BAD_INDEXES)

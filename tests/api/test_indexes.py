@@ -6,6 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.api.conftest import Serve
+
 KEY = bytes(range(32)).hex()
 
 
@@ -28,7 +30,6 @@ NULLS = dict.fromkeys(
         "embedding_model",
         "storage_precision",
         "kms_name",
-        "index_config",
         "metadata_schema",
         "text_fields",
         "bm25_k1",
@@ -70,6 +71,8 @@ async def test_an_index_is_described_in_exactly_five_fields(
         ),
         ({"index_config": {"dimension": 3}, "dimension": 4}, "ivfflat", 4, "euclidean"),
         ({"index_config": {}}, "ivfflat", 0, "euclidean"),
+        # So 0.12 creates an index without a configuration, and its describe fails without one all the same.
+        ({"index_config": None}, "ivfflat", 0, "euclidean"),
         ({"index_config": {"type": "something new"}}, "ivfflat", 0, "euclidean"),
     ],
 )
@@ -107,3 +110,12 @@ async def test_stats_tell_what_describe_must_not(index: Any) -> None:
     assert answer["index_name"] == index.name
     assert answer["encoder"]["sketch_bits"] == 512
     assert index.key not in str(answer)
+
+
+async def test_all_indexes_can_be_described_to_older_clients(service: Serve) -> None:
+    async with service(legacy_describe=True) as client:
+        facts = {"dimension": 3, "metric": "cosine", "n_lists": 1}
+        expected = {"is_trained": False, **facts, "index_type": "ivfflat", "index_config": facts | {"type": "ivfflat"}}
+        assert await create(client, dimension=3, metric="cosine") == expected
+        kept = await create(client, index_config={"type": "ivfpq", "dimension": 3})
+        assert kept["index_type"] == "ivfpq"

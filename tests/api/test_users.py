@@ -89,6 +89,7 @@ ROUTES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "vectors/upsert": ({"items": ITEMS}, WRITERS),
     "vectors/upsert_binary": ({"batch": PACKED}, WRITERS),
     "vectors/delete": ({"ids": ["a"]}, WRITERS),
+    "indexes/train": ({}, ROOT),
     "indexes/delete": ({}, ROOT),
 }
 
@@ -126,6 +127,13 @@ async def test_only_the_root_key_manages_users(users: Users, who: str) -> None:
 async def test_a_user_sees_no_index_but_its_own(users: Users, who: str) -> None:
     assert (await users.request(who, "GET", "indexes/list")).json() == {"indexes": [users.root.name]}
     assert len((await users.request("root", "GET", "indexes/list")).json()["indexes"]) > 1
+
+
+@pytest.mark.parametrize("who", EVERYBODY)
+async def test_every_user_may_ask_for_the_training_status(users: Users, who: str) -> None:
+    answer = await users.request(who, "GET", "indexes/training-status")
+    assert answer.status_code == 200
+    assert answer.json()["training_indexes"] == []
 
 
 @pytest.mark.parametrize("who", ["reader", "writer", "both"])
