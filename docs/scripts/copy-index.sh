@@ -32,10 +32,12 @@ SQL
 
 # All or nothing. The dump attaches the partition before it has its primary key, and the table items would give it another.
 {
-    echo "BEGIN;"
-    echo "\\copy indexes FROM '$work/indexes' (FORMAT BINARY)"
-    echo "\\copy item_counts FROM '$work/item_counts' (FORMAT BINARY)"
-    echo "\\copy users FROM '$work/users' (FORMAT BINARY)"
+    cat <<SQL
+BEGIN;
+\\copy indexes FROM '$work/indexes' (FORMAT BINARY)
+\\copy item_counts FROM '$work/item_counts' (FORMAT BINARY)
+\\copy users FROM '$work/users' (FORMAT BINARY)
+SQL
     grep -v '^ALTER .* ATTACH PARTITION ' "$work/partition.sql"
     grep '^ALTER TABLE .* ATTACH PARTITION ' "$work/partition.sql"
     echo "COMMIT;"
