@@ -24,17 +24,22 @@ BEGIN;
 LOCK TABLE $partition IN SHARE MODE;
 \\copy (SELECT * FROM indexes WHERE id = '$id') TO '$work/indexes' (FORMAT BINARY)
 \\copy (SELECT * FROM item_counts WHERE index_id = '$id') TO '$work/item_counts' (FORMAT BINARY)
+\\copy (SELECT * FROM users WHERE index_id = '$id') TO '$work/users' (FORMAT BINARY)
 \\! pg_dump --table=$partition --no-owner --file="\$WORK/partition.sql" "\$SOURCE_URL" || touch "\$WORK/failed"
 COMMIT;
 SQL
 [ ! -e "$work/failed" ] || exit 1
 
-# All or nothing. The dump attaches the partition to the table items of the target.
+# All or nothing. The dump attaches the partition before it has its primary key, and the table items would give it another.
 {
-    echo "BEGIN;"
-    echo "\\copy indexes FROM '$work/indexes' (FORMAT BINARY)"
-    echo "\\copy item_counts FROM '$work/item_counts' (FORMAT BINARY)"
-    cat "$work/partition.sql"
+    cat <<SQL
+BEGIN;
+\\copy indexes FROM '$work/indexes' (FORMAT BINARY)
+\\copy item_counts FROM '$work/item_counts' (FORMAT BINARY)
+\\copy users FROM '$work/users' (FORMAT BINARY)
+SQL
+    grep -v '^ALTER .* ATTACH PARTITION ' "$work/partition.sql"
+    grep '^ALTER TABLE .* ATTACH PARTITION ' "$work/partition.sql"
     echo "COMMIT;"
 } | ask "$target" > /dev/null
 echo "Copied index $name ($id)."

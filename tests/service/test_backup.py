@@ -8,6 +8,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,10 +81,26 @@ def serving(directory: Path, **environment: str) -> Iterator[Service]:
         service.stop()
 
 
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory that PostgreSQL's own user may pass, as which the server runs when the tests run as root."""
+    with tempfile.TemporaryDirectory(prefix="sealdex-test-") as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def source() -> Iterator[Service]:
     """A service with two indexes, on a server that archives its WAL."""
-    root = open_directory(tmp_path_factory.mktemp("drill"))
+    with tempfile.TemporaryDirectory(prefix="sealdex-test-") as directory:
+        root = Path(directory)
+        root.chmod(0o755)
+        with _source(root) as service:
+            yield service
+
+
+@contextmanager
+def _source(root: Path) -> Iterator[Service]:
     archive = root / "archive"
     archive.mkdir()
     archive.chmod(0o777)
@@ -103,36 +120,28 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
 
 
-def open_directory(path: Path) -> Path:
-    """Let PostgreSQL's own user pass, which it has when the tests run as root."""
-    for place in (path, *path.parents):
-        if place.stat().st_uid == os.getuid() and place != Path("/"):
-            place.chmod(place.stat().st_mode | 0o755)
-    return path
-
-
-def test_a_dump_restored_into_an_empty_server_gives_the_same_answers(source: Service, tmp_path: Path) -> None:
+def test_a_dump_restored_into_an_empty_server_gives_the_same_answers(source: Service, place: Path) -> None:
     expected = {name: answers(source, name) for name in ("books", "films")}
-    dump = tmp_path / "sealdex.dump"
+    dump = place / "sealdex.dump"
     tool("pg_dump", "--format=custom", f"--file={dump}", source.dsn)
-    canaries = tmp_path / "canaries.txt"
+    canaries = place / "canaries.txt"
     canaries.write_text(f"{CANARY}\n{KEY}\nid-250\n{VECTORS[250].tolist()}\n")
     command = ["backup-check", str(dump), "--canaries", str(canaries)]
     checked = subprocess.run([sys.executable, "-m", "app", *command], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    with EmbeddedPostgres(open_directory(tmp_path) / "server") as server:
+    with EmbeddedPostgres(place / "server") as server:
+        tool("psql", "--command=CREATE ROLE sealdex_auditor NOLOGIN", server.dsn)
         tool("pg_restore", "--exit-on-error", "--no-owner", f"--dbname={server.dsn}", str(dump))
         assert_indexed(server.dsn, 2)
-        with serving(tmp_path / "restored", DATABASE_URL=server.dsn) as restored:
+        with serving(place / "restored", DATABASE_URL=server.dsn) as restored:
             assert {name: answers(restored, name) for name in expected} == expected
             fill(restored, "books", range(300, 310))
             assert_indexed(server.dsn, 2)
 
 
-def test_a_base_backup_and_its_wal_restore_a_point_in_time(source: Service, tmp_path: Path) -> None:
+def test_a_base_backup_and_its_wal_restore_a_point_in_time(source: Service, place: Path) -> None:
     archive = source.data_dir.parent / "archive"
-    open_directory(tmp_path)
-    base = tmp_path / "restored" / "postgres"
+    base = place / "restored" / "postgres"
     base.parent.mkdir()
     tool("pg_basebackup", f"--dbname={source.dsn}", f"--pgdata={base}", "--checkpoint=fast", "--wal-method=none")
     fill(source, "books", range(300, 350))
@@ -156,19 +165,19 @@ def test_a_base_backup_and_its_wal_restore_a_point_in_time(source: Service, tmp_
         for path in (base, *base.rglob("*")):
             shutil.chown(path, "pgserver", "pgserver")
     base.chmod(0o700)
-    with serving(tmp_path / "restored") as restored:
+    with serving(place / "restored") as restored:
         assert answers(restored, "books") == expected
         assert answers(restored, "films")["count"] == {"result": 300}
         assert_indexed(restored.dsn, 2)
 
 
-def test_one_index_moves_to_another_server_alone(source: Service, tmp_path: Path) -> None:
+def test_one_index_moves_to_another_server_alone(source: Service, place: Path) -> None:
     name = "alone"
     assert source.post("indexes/create", {**access(name), "dimension": 16}).status_code == 200
     fill(source, name, range(100))
     expected = answers(source, name)
     root = Path(__file__).parents[2]
-    with serving(open_directory(tmp_path) / "other") as other:
+    with serving(place / "other") as other:
         fill_other = {**access("already-there"), "dimension": 16}
         assert other.post("indexes/create", fill_other).status_code == 200
         environment = {**os.environ, "PATH": f"{_bin_dir()}:{os.environ['PATH']}"}
