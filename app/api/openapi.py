@@ -1,7 +1,8 @@
 """The OpenAPI document, made from the routes themselves."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from litestar import Litestar, Router, get
 from litestar.handlers import HTTPRouteHandler
@@ -43,4 +44,38 @@ def describe(routes: Sequence[Router]) -> bytes:
     for operation in (operation for path in document["paths"].values() for operation in path.values()):
         # The framework's words for a bad body; ours are in the contract.
         operation["responses"].pop("400", None)
+        operation["responses"] |= _REFUSALS if "requestBody" in operation else _REFUSALS_WITHOUT_BODY
     return encode_json(document)
+
+
+def _refusal(description: str, detail: Mapping[str, Any]) -> dict[str, Any]:
+    schema = {"type": "object", "properties": {"detail": detail}, "required": ["detail"]}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+_TEXT = {"type": "string"}
+_PROBLEMS = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {
+            "type": _TEXT,
+            "loc": {"type": "array", "items": {"type": ["string", "integer"]}},
+            "msg": _TEXT,
+        },
+        "required": ["type", "loc", "msg"],
+    },
+}
+# What any route may answer instead; `errors.py` has who raises what.
+_REFUSALS_WITHOUT_BODY = {
+    "400": _refusal("Well-formed, but refused", _TEXT),
+    "401": _refusal("API key or index key missing or wrong", _TEXT),
+    "403": _refusal("A valid API key without the right", _TEXT),
+    "404": _refusal("Unknown index", _TEXT),
+    "409": _refusal("The name is taken", _TEXT),
+    "503": _refusal("Busy, or without its database: try again later", _TEXT),
+}
+_REFUSALS = _REFUSALS_WITHOUT_BODY | {
+    "413": _refusal("More than the limits allow", _TEXT),
+    "422": _refusal("The body does not fit the schema", {"anyOf": [_TEXT, _PROBLEMS]}),
+}
