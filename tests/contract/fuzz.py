@@ -32,7 +32,7 @@ def prepare(service: Service) -> None:
 def fuzz(service: Service, n_examples: int, seed: int) -> int:
     """Return how many cases passed, about `n_examples` a route and phase. Fails with the report of Schemathesis."""
     command = [
-        *(Path(sys.executable).with_name("schemathesis"), "run", f"{service.url}/v1/openapi.json"),
+        *(str(Path(sys.executable).with_name("schemathesis")), "run", f"{service.url}/v1/openapi.json"),
         *("--checks", _CHECKS, "--max-examples", str(n_examples), "--seed", str(seed), "--no-shrink"),
         *("--header", f"X-API-Key: {ROOT_KEY}", "--suppress-health-check", "all", "--warnings", "off"),
     ]
