@@ -69,6 +69,8 @@ _ERRORS = {
     "401": "The API key or the index key is missing or wrong",
     "403": "The API key has no right to do this",
     "404": "There is no such index",
+    "409": "The name is taken",
+    "503": "Busy, or without its database: try again later",
 }
 _PROBLEM = {
     "type": "object",
@@ -178,6 +180,7 @@ def _describe_errors(operation: dict[str, Any], path: str) -> None:
     for status, description in _ERRORS.items():
         responses[status] = _error(description, "ErrorResponseModel")
     if "requestBody" in operation:
+        responses["413"] = _error("More than the limits allow", "ErrorResponseModel")
         responses["422"] = _error("The body does not fit the schema", "HTTPValidationError")
 
 

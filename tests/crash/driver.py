@@ -31,6 +31,8 @@ from tests.service.conftest import Service, new_service
 
 FAULTS = ("worker", "supervisor", "all processes", "database, immediate stop", "postmaster")
 _N_CLIENTS = 3
+# Items that nobody touches: so many that training makes lists.
+_N_BASE = 1_500
 _N_CHECKED_BY_QUERY = 5
 _MOST_WRITES = 40
 _LONGEST_DELAY_S = 0.05
@@ -45,6 +47,10 @@ _LEFTOVERS = """
     SELECT 'detached partition ' || relname FROM pg_class
     WHERE relkind = 'r' AND relname ~ '^items_[0-9a-f]{32}$' AND NOT relispartition
     UNION ALL
+    SELECT count(*) || ' ivfflat indexes of ' || indrelid::regclass
+    FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid WHERE starts_with(relname, 'ivf_')
+    GROUP BY indrelid HAVING count(*) > 1
+    UNION ALL
     SELECT 'temporary table ' || relname FROM pg_class WHERE relkind = 'r' AND relpersistence = 't'
     """
 
@@ -58,11 +64,15 @@ class Run:
     index: dict[str, str] = field(default_factory=lambda: {"index_name": "crash", "index_key": secrets.token_hex(32)})
     clients: list[Client] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
+    n_trained: int = 0
 
     def prepare(self) -> None:
         """Start the service and create the index."""
         self.service.start()
         answer = self.service.post("indexes/create", {**self.index, "dimension": 4})
+        assert answer.status_code == httpx.codes.OK, answer.text
+        base = [{"id": f"base-{number}", "vector": [9.0, number / 8, 0.0, 1.0]} for number in range(_N_BASE)]
+        answer = self.service.post("vectors/upsert", {**self.index, "items": base})
         assert answer.status_code == httpx.codes.OK, answer.text
         self.clients = [Client(self.service.url, self.index, number) for number in range(_N_CLIENTS)]
 
@@ -81,6 +91,7 @@ class Run:
         threads = [
             threading.Thread(target=client.work, args=(random.Random(rng.random()), stop)) for client in self.clients
         ]
+        threads.append(threading.Thread(target=self._train_until, args=(stop, random.Random(rng.random()))))
         for thread in threads:
             thread.start()
         self._wait_for_writes(rng.randint(1, _MOST_WRITES))
@@ -94,6 +105,15 @@ class Run:
         for client in self.clients:
             if client.failure:
                 raise Broken(client.failure)
+
+    def _train_until(self, stop: threading.Event, rng: random.Random) -> None:
+        """Train with ever other numbers of lists, until told to stop or let down."""
+        with contextlib.suppress(httpx.TransportError):
+            while not stop.is_set():
+                answer = self.service.post("indexes/train", {**self.index, "n_lists": rng.choice((4, 8, 16))})
+                if answer.status_code != httpx.codes.OK or answer.json()["status"] != "success":
+                    return
+                self.n_trained += 1
 
     def _wait_for_writes(self, count: int) -> None:
         """Let the clients write `count` times more: the fault then hits a busy service, however slow the machine."""
@@ -154,16 +174,25 @@ class Run:
                 client.verify(http)
             held = {name: item for client in self.clients for name, item in client.held().items()}
             listed = http.post("vectors/list_ids", json=self.index).json()
-            if sorted(listed["ids"]) != sorted(held):
+            base = [f"base-{number}" for number in range(_N_BASE)]
+            if sorted(listed["ids"]) != sorted([*held, *base]):
                 raise Broken("list_ids does not list what is stored")
             counted = http.post("vectors/num_vectors", json=self.index).json()
-            if counted != {"result": len(held)}:
-                raise Broken(f"num_vectors says {counted}, stored are {len(held)}")
+            if counted != {"result": len(held) + _N_BASE}:
+                raise Broken(f"num_vectors says {counted}, stored are {len(held) + _N_BASE}")
             for name in rng.sample(sorted(held), min(_N_CHECKED_BY_QUERY, len(held))):
-                body = {**self.index, "query_vectors": held[name]["vector"], "top_k": 1, "include": ["distance"]}
+                # All lists and all items: what is looked for here is not the recall.
+                body = {**self.index, "query_vectors": held[name]["vector"], "n_probes": 16, "rerank_mult": 10_000}
+                body |= {"top_k": 1, "include": ["distance"]}
                 found = http.post("vectors/query", json=body).json()["results"]
                 if found != [{"id": name, "distance": 0.0}]:
                     raise Broken(f"a query for {name} finds {found}")
+            trained = http.post("indexes/train", json={**self.index, "n_lists": rng.choice((4, 8, 16))}).json()
+            if trained["status"] != "success":
+                raise Broken(f"no training after the restart: {trained['message']}")
+            status = http.get("indexes/training-status").json()
+            if status["training_indexes"]:
+                raise Broken(f"a training is stuck: {status}")
         self._check_leftovers()
 
     def _check_leftovers(self) -> None:
@@ -198,9 +227,8 @@ class Run:
         faults = ", ".join(f"{count} x {fault}" for fault, count in sorted(self.faults.items()))
         n_acknowledged = sum(client.n_acknowledged for client in self.clients)
         n_in_doubt = sum(client.n_in_doubt for client in self.clients)
-        return (
-            f"{self.faults.total()} cycles ({faults}), {n_acknowledged:,} writes acknowledged, {n_in_doubt:,} in doubt"
-        )
+        writes = f"{n_acknowledged:,} writes acknowledged, {n_in_doubt:,} in doubt"
+        return f"{self.faults.total()} cycles ({faults}), {writes}, {self.n_trained:,} trainings finished under way"
 
 
 def crash(n_cycles: int, seed: int) -> str:
