@@ -74,6 +74,18 @@ class Caller:
 OPERATOR = Caller(name="operator")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldPolicy:
+    """How a metadata field may be searched; fixed at the creation of the index."""
+
+    filterable: bool = True
+    pattern: bool = False
+    full_text: bool = False
+
+
+MetadataSchema: TypeAlias = Mapping[str, FieldPolicy]
+
+
 @dataclass(frozen=True, slots=True)
 class IndexAccess:
     """What a request says to reach an index; `index_key` is the client's text, not yet checked."""
@@ -98,6 +110,7 @@ class NewIndex:
     index_config: Mapping[str, Any] | None = None
     sketch_bits: int | None = None
     sketch_noise: float | None = None
+    metadata_schema: MetadataSchema | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +141,7 @@ class Index:
     embedding_weights: str | None
     index_config: Mapping[str, Any] | None
     created_at: datetime
+    sealed_schema: bytes | None = field(repr=False)
 
     @property
     def is_trained(self) -> bool:
@@ -183,6 +197,7 @@ class SealedItem:
     sealed_contents: bytes | None
     sealed_metadata: bytes | None
     next_sketch: bytes | None = None
+    tokens: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,6 +299,7 @@ class IndexDescription:
     metric: str
     n_lists: int
     index_config: Mapping[str, Any] | None = None
+    metadata_schema: MetadataSchema | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,9 @@ _EXPECTED = {
     "int | float": ("int_type", "Input should be a valid integer"),
 }
 _OUT_OF_RANGE = ("finite_number", "Input should be a finite number")
+# The contract answers a number of a filter that is none with 400, like everything else that is wrong with a filter.
+_FILTERS = ("body", "filters")
+_CONSTANTS = (b"NaN", b"Infinity")
 _OTHERWISE = ("value_error", "Input should be valid")
 
 
@@ -91,18 +94,46 @@ def decode(body: bytes, kind: type[T]) -> T:
 
     The errors of msgspec and Python are not chained: they can hold parts of the body.
     """
+    decoder: msgspec.json.Decoder[T] = _decoder(kind)  # type: ignore[arg-type]  # a class is hashable
     try:
-        decoder: msgspec.json.Decoder[T] = _decoder(kind)  # type: ignore[arg-type]  # a class is hashable
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         problem = _validation_problem(str(error))
+        _refuse_filters(problem)
     except msgspec.DecodeError as error:
+        _refuse_constant_in_filters(body, str(error), decoder)
         problem = BodyProblem("json_invalid", ("body", _position(str(error), len(body))), "JSON decode error")
     except UnicodeDecodeError:
         problem = BodyProblem("json_invalid", ("body",), "JSON decode error: the text is not UTF-8")
     except RecursionError:
+        if b'"filters"' in body and hasattr(kind, "filters"):
+            raise InvalidInput("filters: nested too deeply") from None
         problem = BodyProblem("json_invalid", ("body",), "JSON decode error: nested too deeply")
     raise InvalidBody(problem)
+
+
+def _refuse_constant_in_filters(body: bytes, error: str, decoder: msgspec.json.Decoder[T]) -> None:
+    """Raise `InvalidInput` if what is no JSON is NaN or Infinity as a number of `filters`, where it is a 400.
+
+    A number out of range is put in its place, of which the decoder tells where it is.
+    """
+    position = _position(error, len(body))
+    constant = next((name for name in _CONSTANTS if body.startswith(name, position)), None)
+    if constant is None:
+        return
+    try:
+        decoder.decode(body[:position] + b"1e999" + body[position + len(constant) :])
+    except msgspec.ValidationError as out_of_range:
+        _refuse_filters(_validation_problem(str(out_of_range)))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # Something else is wrong as well.
+        return
+
+
+def _refuse_filters(problem: BodyProblem) -> None:
+    """Raise `InvalidInput` if `problem` is a number out of range in `filters`."""
+    if problem.type == _OUT_OF_RANGE[0] and problem.loc == _FILTERS:
+        raise InvalidInput("filters: every number must be finite") from None
 
 
 @functools.cache

@@ -13,10 +13,12 @@ from app.api.bodies import choice, integer
 from app.domain import (
     Caller,
     EmbeddingModel,
+    FieldPolicy,
     IndexAccess,
     IndexDescription,
     Item,
     Match,
+    MetadataSchema,
     Metric,
     NewIndex,
     PackedItems,
@@ -47,12 +49,10 @@ _MAX_LISTS = 32_768
 # wrong answer. Whoever serves a field deletes its line.
 _UNSERVED = {
     "kms_name": "key services are not available: there is no kms_name to choose from",
-    "metadata_schema": "metadata_schema is not supported",
     "text_fields": "text_fields are not supported",
     "bm25_k1": "bm25_k1 is not supported",
     "bm25_b": "bm25_b is not supported",
     "text": "text search is not supported",
-    "filters": "filters are not supported",
 }
 
 
@@ -67,7 +67,7 @@ def refuse_unserved(body: Struct) -> None:
 
 
 class IndexRequest(Struct, frozen=True, kw_only=True):
-    """Names an index and the key that opens it; the whole body of describe, delete, stats, list_ids, num_vectors."""
+    """Names an index and the key that opens it; the whole body of describe, delete, stats, list_ids."""
 
     index_name: str
     index_key: str | None = None
@@ -100,6 +100,29 @@ class LegacyIndexConfig(Struct, frozen=True, kw_only=True):
         return {"type": self.type if self.type in _LEGACY_TYPES else "ivfflat"}
 
 
+class FieldPolicyRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one metadata field may be searched. `full_text` stands for `filterable: false`, too."""
+
+    filterable: bool | UnsetType = UNSET
+    pattern: bool = False
+    full_text: bool = False
+
+    def to_policy(self, name: str) -> FieldPolicy:
+        """Return the policy of the field `name`. Raises `InvalidBody` for a contradiction."""
+        filterable = not self.full_text if self.filterable is UNSET else self.filterable
+        contradictions = {
+            "a field name cannot be blank": not name.strip(),
+            "pattern needs filterable": self.pattern and not filterable and not self.full_text,
+            "full_text excludes pattern": self.full_text and self.pattern,
+            "full_text excludes filterable": self.full_text and filterable,
+        }
+        for message, is_so in contradictions.items():
+            if is_so:
+                problem = BodyProblem("value_error", ("body", "metadata_schema", name), f"Value error, {message}")
+                raise InvalidBody(problem)
+        return FieldPolicy(filterable=filterable, pattern=self.pattern, full_text=self.full_text)
+
+
 class CreateRequest(IndexRequest, frozen=True, kw_only=True):
     """Body of create. `sketch_bits` and `sketch_noise` are ours, `index_config` is from older clients."""
 
@@ -111,7 +134,7 @@ class CreateRequest(IndexRequest, frozen=True, kw_only=True):
     index_config: LegacyIndexConfig | None = None
     sketch_bits: Integer = None
     sketch_noise: float | None = None
-    metadata_schema: dict[str, Any] | None = None
+    metadata_schema: dict[str, FieldPolicyRequest] | None = None
     text_fields: list[str] | None = None
     bm25_k1: float | None = None
     bm25_b: float | None = None
@@ -123,6 +146,7 @@ class CreateRequest(IndexRequest, frozen=True, kw_only=True):
         dimension = integer(legacy.dimension, "index_config", "dimension") if flat is None else flat
         precision = choice(self.storage_precision, Precision, "storage_precision")
         sketch_bits = integer(self.sketch_bits, "sketch_bits")
+        schema = {name: policy.to_policy(name) for name, policy in (self.metadata_schema or {}).items()}
         refuse_unserved(self)
         return NewIndex(
             name=self.index_name,
@@ -135,6 +159,7 @@ class CreateRequest(IndexRequest, frozen=True, kw_only=True):
             sketch_bits=sketch_bits,
             sketch_noise=self.sketch_noise,
             embedding_model=self.embedding_model or None,
+            metadata_schema=schema or None,
         )
 
 
@@ -254,6 +279,12 @@ class BinaryQueryRequest(SearchRequest, frozen=True, kw_only=True):
         """Return the search."""
         dimension = integer(self.batch.dimension, "batch", "dimension") or 0
         return self.search(PackedVectors(self.batch.vectors_b64, dimension))
+
+
+class CountRequest(IndexRequest, frozen=True, kw_only=True):
+    """Body of num_vectors; `filters` is ours."""
+
+    filters: dict[str, Any] | None = None
 
 
 class GetRequest(IndexRequest, frozen=True, kw_only=True):
@@ -388,7 +419,11 @@ class LegacyIndexDescription(Struct, frozen=True):
 
 
 class DescribeAnswer(Struct, frozen=True, kw_only=True):
-    """Answer to describe; the last two fields are there for indexes made by clients up to 0.16."""
+    """Answer to describe.
+
+    `index_type` and `index_config` are there for indexes made by clients up to 0.16, `metadata_schema` and `bm25` for
+    those made with a schema, by clients from 0.18.
+    """
 
     index_name: str
     is_trained: bool
@@ -397,6 +432,8 @@ class DescribeAnswer(Struct, frozen=True, kw_only=True):
     n_lists: int
     index_type: str | UnsetType = UNSET
     index_config: LegacyIndexDescription | UnsetType = UNSET
+    metadata_schema: MetadataSchema | UnsetType = UNSET
+    bm25: UnsetType | None = UNSET
 
     @classmethod
     def of(cls, index: IndexDescription) -> "DescribeAnswer":
@@ -412,6 +449,8 @@ class DescribeAnswer(Struct, frozen=True, kw_only=True):
             n_lists=index.n_lists,
             index_type=UNSET if config is UNSET else config.type,
             index_config=config,
+            metadata_schema=UNSET if index.metadata_schema is None else index.metadata_schema,
+            bm25=UNSET if index.metadata_schema is None else None,
         )
 
 

@@ -8,6 +8,7 @@ from app.api.schemas import (
     BinaryQueryRequest,
     BinaryUpsertRequest,
     CountAnswer,
+    CountRequest,
     DeleteRequest,
     DoneAnswer,
     GetAnswer,
@@ -88,10 +89,10 @@ async def list_ids(
 
 @post("/num_vectors", status_code=200)
 async def num_vectors(
-    data: JSONBody[IndexRequest], caller: NamedDependency[Caller], vectors: NamedDependency[VectorService]
+    data: JSONBody[CountRequest], caller: NamedDependency[Caller], vectors: NamedDependency[VectorService]
 ) -> CountAnswer:
-    """Count the items of an index."""
-    return CountAnswer(await vectors.count(data.access(caller)))
+    """Count the items of an index, or those that match a filter."""
+    return CountAnswer(await vectors.count(data.access(caller), data.filters))
 
 
 router = Router(

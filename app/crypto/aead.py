@@ -35,6 +35,8 @@ N_SHARDS = 64
 KEY_MATERIAL_BYTES = N_SHARDS * KEY_BYTES
 # The item key of a value that belongs to the index as a whole.
 INDEX_LEVEL = bytes(ITEM_KEY_BYTES)
+# That of its metadata schema, so that it cannot be taken for another.
+SCHEMA_LEVEL = bytes(ITEM_KEY_BYTES - 1) + b"\x01"
 
 _VERSION = bytes([VERSION])
 _SHARD_MASK = N_SHARDS - 1

@@ -153,7 +153,7 @@ class IndexKeys:
 
     @cached_property
     def parameters(self) -> aead.Sealer:
-        """Seals the encoder's parameters and whatever else belongs to the index (`aead.INDEX_LEVEL`)."""
+        """Seals the encoder's parameters (`aead.INDEX_LEVEL`) and the metadata schema (`aead.SCHEMA_LEVEL`)."""
         return self._sealer("encoder")
 
     @cached_property

@@ -7,10 +7,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from app import errors
+from app import errors, filters
 from app.crypto import sketch, tokens
 from app.crypto.keys import IndexKeys
 from app.domain import MAX_DIMENSION, Index, Item, Matrix, Metadata, Precision, SealedItem, Vector
+from app.services import metadata_schema
+from app.services.opener import OpenIndex
 from app.stages import stage, timed
 
 MAX_ID_BYTES = 1024
@@ -114,18 +116,26 @@ def _refuse_missing_vector(position: int, item: Item) -> None:
     raise errors.InvalidInput(f"Item {position} has neither a vector nor contents")
 
 
+class _Blinder(dict[filters.terms.Term, bytes]):
+    """The token of each term, made when first asked for: values repeat within a batch."""
+
+    def __init__(self, token_key: bytes) -> None:
+        super().__init__()
+        self._token_key = token_key
+
+    def __missing__(self, term: filters.terms.Term) -> bytes:
+        token = self[term] = tokens.token(self._token_key, filters.terms.message(term))
+        return token
+
+
 @timed("seal")
-def seal(
-    batch: Batch,
-    keys: IndexKeys,
-    encoder: sketch.Encoder,
-    precision: Precision,
-    next_encoder: sketch.Encoder | None = None,
-) -> list[SealedItem]:
+def seal(batch: Batch, opened: OpenIndex, encoder: sketch.Encoder) -> list[SealedItem]:
     """Return the rows to store, one for each id; of items with the same id the last one counts.
 
-    They have a second sketch by `next_encoder`, if there is one.
+    They have a second sketch by the index's next encoder, if there is one.
     """
+    keys, precision, next_encoder = opened.keys, opened.index.storage_precision, opened.next_encoder
+    unfilterable = metadata_schema.unfilterable(opened.schema)
     item_keys = tokens.item_keys(keys.blind_key, batch.ids)
     last = list({item_key: position for position, item_key in enumerate(item_keys)}.values())
     vectors = batch.vectors
@@ -135,6 +145,7 @@ def seal(
     with stage("sketch"):
         sketches = encoder.encode_items(vectors, item_keys)
         next_sketches = next_encoder.encode_items(vectors, item_keys) if next_encoder else None
+    blinder = _Blinder(keys.token_key)
     return [
         SealedItem(
             item_key,
@@ -144,6 +155,7 @@ def seal(
             _sealed_contents(keys, item_key, batch.contents[position]),
             _sealed_metadata(keys, item_key, batch.metadata[position]),
             None if next_sketches is None else next_sketches[row].tobytes(),
+            _tokens(blinder, batch.metadata[position], unfilterable),
         )
         for row, (item_key, position, bits, sealed_vector) in enumerate(
             zip(item_keys, last, sketches, sealed_vectors, strict=True)
@@ -157,3 +169,11 @@ def _sealed_contents(keys: IndexKeys, item_key: bytes, contents: str | None) -> 
 
 def _sealed_metadata(keys: IndexKeys, item_key: bytes, metadata: Metadata | None) -> bytes | None:
     return keys.metadata.seal(item_key, msgspec.json.encode(metadata)) if metadata else None
+
+
+def _tokens(blinder: _Blinder, metadata: Metadata | None, unfilterable: frozenset[str]) -> list[bytes]:
+    """Return the tokens of `metadata`, sorted, so that their order does not tell which field each is of."""
+    if not metadata:
+        return []
+    # Two terms may share a token by chance.
+    return sorted({blinder[term] for term in filters.terms.of_item(metadata, unfilterable)})

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app import errors, store
 from app.crypto import keys, sketch
 from app.domain import MAX_DIMENSION, OPERATOR, Caller, IndexAccess, IndexDescription, Metric, NewIndex
-from app.services import audit, drift
+from app.services import audit, drift, metadata_schema
 from app.services.embedding import EmbeddingService
 from app.services.opener import IndexOpener, OpenIndex
 from app.services.trainer import imbalance
@@ -47,8 +47,10 @@ class IndexService:
         metric = _metric(new.metric)
         if new.dimension is not None and not 0 <= new.dimension <= MAX_DIMENSION:
             raise errors.InvalidInput(f"dimension must be between 1 and {MAX_DIMENSION}")
+        if new.metadata_schema is not None:
+            metadata_schema.check(new.metadata_schema)
         new, embedding_weights = await self._embedding.settle(new)
-        index_id = uuid4()
+        index_id, dek = uuid4(), keys.generate_dek()
         values = {
             "id": index_id,
             "name": new.name,
@@ -57,12 +59,14 @@ class IndexService:
             "dimension": new.dimension or None,
             "sketch_bits": self._sketch_bits(new),
             "sketch_noise": self._sketch_noise(new),
-            "wrapped_dek": keys.wrap_dek(kek, keys.generate_dek(), index_id),
+            "wrapped_dek": keys.wrap_dek(kek, dek, index_id),
             "requested_n_lists": new.n_lists,
             "embedding_model": new.embedding_model,
             "embedding_weights": embedding_weights,
             "index_config": new.index_config,
         }
+        if new.metadata_schema:
+            values["sealed_schema"] = metadata_schema.seal(keys.IndexKeys.derive(dek, index_id), new.metadata_schema)
         async with stage("sql"), self._engine.begin() as connection:
             await store.indexes.create(connection, values)
             await store.partitions.create(connection, index_id)
@@ -82,7 +86,13 @@ class IndexService:
             async with stage("sql"), self._engine.connect() as connection:
                 await store.indexes.check_revision(connection, index)
             return IndexDescription(
-                index.name, index.is_trained, index.dimension or 0, index.metric, index.n_lists, index.index_config
+                index.name,
+                index.is_trained,
+                index.dimension or 0,
+                index.metric,
+                index.n_lists,
+                index.index_config,
+                opened.schema,
             )
 
         return await self._opener.with_index(access, read, needs=None)
@@ -146,6 +156,7 @@ class IndexService:
                 "embedding": embedding,
                 "size_bytes": n_bytes,
                 "ivf_size_bytes": n_ivf_bytes,
+                "metadata_schema": opened.schema or {},
                 "created_at": index.created_at,
             }
 

@@ -23,8 +23,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import errors, store
 from app.crypto import aead, keys, sessions, sketch, user_keys
-from app.domain import Caller, Index, IndexAccess, Permission, UserToken
-from app.services import audit
+from app.domain import Caller, Index, IndexAccess, MetadataSchema, Permission, UserToken
+from app.services import audit, metadata_schema
 from app.settings import Settings
 from app.stages import stage
 
@@ -53,6 +53,7 @@ class OpenIndex:
     encoder: sketch.Encoder | None
     next_encoder: sketch.Encoder | None = None
     permissions: frozenset[Permission] = frozenset(Permission)
+    schema: MetadataSchema | None = None
 
 
 class IndexOpener:
@@ -223,11 +224,12 @@ def _with_row(opened: OpenIndex, index: Index) -> OpenIndex:
 def open_row(
     index: Index, index_keys: keys.IndexKeys, permissions: frozenset[Permission] = frozenset(Permission)
 ) -> OpenIndex:
-    """Return `index` with its keys and the encoders whose parameters are sealed in its row."""
+    """Return `index` with its keys, and the encoders and the schema that are sealed in its row."""
     encoder, next_encoder = (
         build_encoder(index, index_keys, sealed) for sealed in (index.sealed_encoder, index.sealed_next_encoder)
     )
-    return OpenIndex(index, index_keys, encoder, next_encoder, permissions)
+    schema = metadata_schema.of(index, index_keys)
+    return OpenIndex(index, index_keys, encoder, next_encoder, permissions, schema)
 
 
 def build_encoder(index: Index, index_keys: keys.IndexKeys, sealed: bytes | None) -> sketch.Encoder | None:

@@ -7,9 +7,10 @@ piece of a scan's answer.
 import asyncio
 import contextvars
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -26,6 +27,8 @@ from app.store.engine import scan_driver
 
 # Queries of a batch go to the database so many candidates at a time, which bounds the memory of a batch.
 _CANDIDATES_AT_A_TIME = 20_000
+
+Answer = TypeVar("Answer")
 
 _decode_metadata = msgspec.json.Decoder(dict).decode
 
@@ -46,6 +49,12 @@ class Searcher:
         run = functools.partial(contextvars.copy_context().run, self._search, opened, encoder, queries, scan, include)
         async with stage("wait"):
             return await loop.run_in_executor(self._threads, run)
+
+    async def run(self, work: Callable[[sa.Engine], Answer]) -> Answer:
+        """Return what `work`, which blocks, returns when it runs in a thread with this engine."""
+        run = functools.partial(contextvars.copy_context().run, work, self._engine)
+        async with stage("wait"):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, run)
 
     def close(self) -> None:
         """Wait for the searches in work and let the threads go."""

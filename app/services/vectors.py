@@ -1,12 +1,14 @@
 """Use cases of items: upsert, query, get, delete, list, count."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app import errors, store
+from app import errors, filters, store
 from app.crypto import aead, keys, sketch, tokens
 from app.domain import (
     Index,
@@ -24,6 +26,7 @@ from app.domain import (
 from app.services import audit, packed, plan
 from app.services import batch as batches
 from app.services.embedding import EmbeddingService
+from app.services.filtered import FilteredSearch
 from app.services.opener import IndexOpener, OpenIndex, encoder_for
 from app.services.search import Searcher, open_metadata
 from app.services.training import TrainingService
@@ -72,9 +75,7 @@ class VectorService:
     async def _write(self, opened: OpenIndex, batch: batches.Batch, access: IndexAccess) -> UpsertOutcome:
         index = opened.index
         encoder = opened.encoder or _first_encoder(opened, batch.vectors)
-        rows = await asyncio.to_thread(
-            batches.seal, batch, opened.keys, encoder, index.storage_precision, opened.next_encoder
-        )
+        rows = await asyncio.to_thread(batches.seal, batch, opened, encoder)
         async with stage("sql"), self._engine.begin() as connection:
             await store.indexes.share_encoder(connection, index)
             await store.indexes.check_revision(connection, index)
@@ -90,6 +91,7 @@ class VectorService:
         """Return for each query vector the items nearest to it, nearest first."""
 
         async def search_index(opened: OpenIndex) -> list[list[Match]]:
+            tree = filters.grammar.parse(query.filters) if query.filters else None
             vectors = _query_matrix(await self._embedding.vectorise(opened.index, query), opened.index)
             scan = await self._plan(opened.index, query)
             if opened.encoder is None:
@@ -97,7 +99,12 @@ class VectorService:
                     await store.indexes.check_revision(connection, opened.index)
                 return [[] for _ in vectors]
             self._training.resume_if_due(opened)
-            return await self._searcher.search(opened, opened.encoder, vectors, scan, query.include)
+            encoder = opened.encoder
+            if tree is None:
+                return await self._searcher.search(opened, encoder, vectors, scan, query.include)
+            return await self._searcher.run(
+                lambda engine: self._filtered(engine, opened, tree).search(encoder, vectors, scan, query.include)
+            )
 
         return await self._opener.with_index(access, search_index, needs=Permission.READ)
 
@@ -111,6 +118,9 @@ class VectorService:
             if top_k > self._settings.max_top_k:
                 raise errors.InvalidInput(f"top_k can be at most {self._settings.max_top_k}")
         return plan.scan(index, query, top_k, self._settings.target_recall)
+
+    def _filtered(self, engine: sa.Engine, opened: OpenIndex, tree: filters.nodes.Node) -> FilteredSearch:
+        return FilteredSearch(engine, opened, tree, self._settings.statement_timeout_ms)
 
     async def get(self, access: IndexAccess, ids: Sequence[str], include: frozenset[str]) -> list[StoredItem]:
         """Return the stored items among `ids`, in the order asked for and as often."""
@@ -160,10 +170,13 @@ class VectorService:
 
         return await self._opener.with_index(access, read, needs=Permission.READ)
 
-    async def count(self, access: IndexAccess) -> int:
-        """Return the number of items."""
+    async def count(self, access: IndexAccess, filtered: Mapping[str, Any] | None = None) -> int:
+        """Return the number of items, or of those that match the filter `filtered`."""
 
         async def read(opened: OpenIndex) -> int:
+            if filtered:
+                tree = filters.grammar.parse(filtered)
+                return await self._searcher.run(lambda engine: self._filtered(engine, opened, tree).count())
             async with stage("sql"), self._engine.connect() as connection:
                 await store.indexes.check_revision(connection, opened.index)
                 n_items, _ = await store.indexes.count(connection, opened.index.id)

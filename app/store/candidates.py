@@ -17,7 +17,7 @@ from app.store.tables import partition_name
 
 # SET takes no parameters; with is_local the settings end with the transaction. Forbidden to sort, the planner
 # uses the ivfflat index whatever its statistics say, for no other path has this order.
-_SCAN_SETTINGS = (
+SCAN_SETTINGS = (
     "SELECT set_config('ivfflat.probes', %s, true), set_config('enable_sort', 'off', true),"
     " set_config('ivfflat.iterative_scan', 'relaxed_order', true)"
 )
@@ -36,7 +36,7 @@ def nearest(
     statement, parameters = _statement(index, sketches, pool)
     try:
         with raw.pipeline():
-            raw.execute(_SCAN_SETTINGS, (str(n_probes),), prepare=True)
+            raw.execute(SCAN_SETTINGS, (str(n_probes),), prepare=True)
             revision = raw.execute("SELECT revision FROM indexes WHERE id = %s", (index.id,), prepare=True)
             found = raw.execute(statement, parameters, prepare=True)
         if revision.fetchone() != (index.revision,):
@@ -67,7 +67,7 @@ def explain(raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes
     """Return PostgreSQL's plan for `nearest`."""
     statement, parameters = _statement(index, sketches, pool)
     with raw.pipeline():
-        raw.execute(_SCAN_SETTINGS, ("1",))
+        raw.execute(SCAN_SETTINGS, ("1",))
         plan = raw.execute(f"EXPLAIN {statement}", parameters)
     return "\n".join(row[0] for row in plan)
 

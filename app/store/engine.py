@@ -5,6 +5,7 @@ statements need PgBouncer 1.22 with `max_prepared_statements`, or `SEALDEX_PREPA
 """
 
 import select
+import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any
@@ -26,6 +27,9 @@ from app.store.dsn import database_url, first_line
 
 _BIT_OID = 1560
 _VARBIT_OID = 1562
+_BIGINT_OID = 20
+_BIGINT_ARRAY_OID = 1016
+_BIGINT_LENGTH = (8).to_bytes(4, "big")
 _CONNECT_TIMEOUT_S = 10
 _LENGTH_BYTES = 4
 
@@ -48,6 +52,27 @@ class _VarBitDumper(Dumper):
 
     def dump(self, obj: VarBit) -> Buffer:
         return (8 * len(obj)).to_bytes(_LENGTH_BYTES, "big") + obj
+
+
+class Tokens(tuple[bytes, ...]):
+    """Numbers for a `bigint[]`, each as its 8 bytes, big-endian."""
+
+    __slots__ = ()
+
+
+class _TokensDumper(Dumper):
+    """Binary form of an array: dimensions, nulls, type of the elements; for its one dimension length and first index.
+
+    Then each element after its length. psycopg's own dumper asks for the type of every element.
+    """
+
+    format = Format.BINARY
+    oid = _BIGINT_ARRAY_OID
+
+    def dump(self, obj: Tokens) -> Buffer:
+        if not obj:
+            return struct.pack(">iii", 0, 0, _BIGINT_OID)
+        return struct.pack(">iiiii", 1, 0, _BIGINT_OID, len(obj), 1) + _BIGINT_LENGTH + _BIGINT_LENGTH.join(obj)
 
 
 class _VarBitLoader(Loader):
@@ -203,6 +228,7 @@ def _psycopg(dbapi_connection: Any) -> Any:
 def _register_types(dbapi_connection: Any, _record: Any) -> None:
     adapters = _psycopg(dbapi_connection).adapters
     adapters.register_dumper(VarBit, _VarBitDumper)
+    adapters.register_dumper(Tokens, _TokensDumper)
     for oid in (_BIT_OID, _VARBIT_OID):
         adapters.register_loader(oid, _VarBitLoader)
 

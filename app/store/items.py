@@ -12,7 +12,7 @@ from psycopg.rows import class_row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Index, SealedItem
-from app.store.engine import VarBit, driver
+from app.store.engine import Tokens, VarBit, driver
 from app.store.tables import partition_name, sketch_column
 
 _ID_CHUNK = 10_000
@@ -47,11 +47,11 @@ async def upsert(connection: AsyncConnection, index: Index, rows: Sequence[Seale
         sketch, other_sketch = sketch_column(index.encoder_version), sketch_column(index.encoder_version + 1)
         await raw.execute(
             "CREATE TEMPORARY TABLE incoming (item_key bytea, sealed_id bytea, sketch varbit, next_sketch varbit,"
-            " sealed_vector bytea, sealed_contents bytea, sealed_metadata bytea) ON COMMIT DROP"
+            " sealed_vector bytea, sealed_contents bytea, sealed_metadata bytea, tokens bigint[]) ON COMMIT DROP"
         )
         async with raw.cursor() as cursor:
             async with cursor.copy("COPY incoming FROM STDIN (FORMAT BINARY)") as copy:
-                copy.set_types(["bytea", "bytea", "varbit", "varbit", "bytea", "bytea", "bytea"])
+                copy.set_types(["bytea", "bytea", "varbit", "varbit", "bytea", "bytea", "bytea", "int8[]"])
                 for row in rows:
                     await copy.write_row(
                         (
@@ -62,6 +62,7 @@ async def upsert(connection: AsyncConnection, index: Index, rows: Sequence[Seale
                             row.sealed_vector,
                             row.sealed_contents,
                             row.sealed_metadata,
+                            Tokens(row.tokens) if row.tokens else None,
                         )
                     )
             await cursor.execute(
@@ -69,15 +70,15 @@ async def upsert(connection: AsyncConnection, index: Index, rows: Sequence[Seale
                 WITH written AS (
                     INSERT INTO {partition_name(index.id)} AS stored
                         (index_id, item_key, sealed_id, {sketch}, {other_sketch}, sealed_vector, sealed_contents,
-                         sealed_metadata)
+                         sealed_metadata, tokens)
                     SELECT %s, item_key, sealed_id, sketch, next_sketch, sealed_vector, sealed_contents,
-                        sealed_metadata
+                        sealed_metadata, tokens
                     FROM incoming ORDER BY item_key
                     ON CONFLICT (index_id, item_key) DO UPDATE SET
                         sealed_id = excluded.sealed_id, {sketch} = excluded.{sketch},
                         {other_sketch} = excluded.{other_sketch},
                         sealed_vector = excluded.sealed_vector, sealed_contents = excluded.sealed_contents,
-                        sealed_metadata = excluded.sealed_metadata, updated_at = now()
+                        sealed_metadata = excluded.sealed_metadata, tokens = excluded.tokens, updated_at = now()
                     RETURNING xmax = 0 AS is_new
                 )
                 SELECT count(*) FILTER (WHERE is_new), count(*) FROM written

@@ -25,6 +25,8 @@ async def create(connection: AsyncConnection, index_id: UUID) -> None:
     name = partition_name(index_id)
     for statement in (
         f"CREATE TABLE {name} (LIKE {items.name} INCLUDING ALL) WITH (toast_tuple_target = {_TOAST_TUPLE_TARGET})",
+        # Not inherited: how often each token occurs is nobody's business, and no plan needs it.
+        f"ALTER TABLE {name} ALTER COLUMN tokens SET STATISTICS 0",
         f"ALTER TABLE {items.name} ATTACH PARTITION {name} FOR VALUES IN ('{index_id}')",
     ):
         await connection.exec_driver_sql(statement)

@@ -8,7 +8,7 @@ part of the migrations.
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import BIT, BYTEA, JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import ARRAY, BIT, BYTEA, JSONB, TIMESTAMP
 from sqlalchemy.dialects.postgresql import UUID as PG_UUID
 
 IVF_PREFIX = "ivf_"
@@ -113,6 +113,7 @@ indexes = sa.Table(
         server_default=_NOW,
         comment="When the index was created",
     ),
+    sa.Column("sealed_schema", BYTEA, comment="The metadata schema, sealed; null when the index was created without"),
     comment="One row an index. Holds no key that opens anything without the client's index key",
 )
 
@@ -148,6 +149,13 @@ items = sa.Table(
         server_default=_NOW,
         comment="When the item was last replaced",
     ),
+    sa.Column(
+        "tokens",
+        ARRAY(sa.BigInteger),
+        comment="Keyed hashes of the metadata's strings and numbers, in no telling order; null for none",
+    ),
+    # With fastupdate, new entries would wait in a list that every search reads from end to end.
+    sa.Index("ix_items_tokens", "tokens", postgresql_using="gin", postgresql_with={"fastupdate": "off"}),
     comment="The items of all indexes, one partition an index; every value is sealed or keyed",
     postgresql_partition_by="LIST (index_id)",
 )

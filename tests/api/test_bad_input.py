@@ -385,7 +385,6 @@ BAD_QUERIES: dict[str, dict[str, Any]] = {
     "n_probes 2^63": {"n_probes": 2**63},
     "rerank_mult -1": {"rerank_mult": -1},
     "rerank_mult 2^31": {"rerank_mult": 2**31},
-    "filters": {"filters": {"a": 1}},
     "text": {"text": "words"},
 }
 
@@ -429,7 +428,6 @@ BAD_INDEXES: dict[str, dict[str, Any]] = {
     "kms_name": {"kms_name": "slot"},
     "kms_name alone": {"kms_name": "slot", "index_key": None},
     "embedding model": {"embedding_model": "all-MiniLM-L6-v2"},
-    "metadata_schema": {"metadata_schema": {"a": {"pattern": True}}},
     "text_fields": {"text_fields": ["a"]},
     "bm25_k1": {"bm25_k1": 0},
     "bm25_b": {"bm25_b": 0.5},

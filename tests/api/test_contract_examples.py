@@ -11,7 +11,6 @@ EXAMPLES = json.loads((Path(__file__).parent / "examples.json").read_text())
 
 # Exchanges of what is not served yet, by the start of their id. Whoever serves one deletes its line.
 NOT_SERVED = {
-    "filter": "filters come with a later change, until then they are refused",
     "upsert-train": "its body is described only; test_training.py sends one",
 }
 

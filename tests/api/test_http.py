@@ -65,7 +65,7 @@ async def test_a_redirected_post_works_where_it_leads(index: Any) -> None:
 
 
 async def test_unknown_parameters_and_fields_are_ignored(index: Any) -> None:
-    answer = await index.post("vectors/num_vectors?verbose=1", surprise={"a": [1]}, filters="later")
+    answer = await index.post("vectors/num_vectors?verbose=1", surprise={"a": [1]}, query_vectors="later")
     assert answer.json() == {"result": 0}
 
 

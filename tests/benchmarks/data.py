@@ -78,7 +78,16 @@ def generated(n: int, d: int, n_queries: int) -> Data:
         queries,
         [f"item-{row:07d}" for row in range(n)],
         [f"The text of item {row}, as long as a sentence in a dictionary." for row in range(n)],
-        [{"pos": kinds[row % 4], "words": row % 7, "lemma": f"word {row}"} for row in range(n)],
+        [
+            {
+                "pos": kinds[row % 4],
+                "category": f"{kinds[row % 4]}.{row % 45}",
+                "words": row % 7,
+                "lemma": f"word {row}",
+                "gloss_length": row * 37 % 400,
+            }
+            for row in range(n)
+        ],
         nearest(vectors, queries),
     )
 

@@ -186,6 +186,30 @@ def tokens_cases() -> list[dict[str, str]]:
     ]
 
 
+def terms_cases() -> list[dict[str, Any]]:
+    """Terms of metadata as path and value; null stands for "too many"."""
+    token_key = hkdf_expand(hkdf_extract(INDEX_ID.bytes, DEK), "tokens", 32)
+    cases = []
+    for path, value, kind, text in (
+        ("name", "Bob", "s", "Bob"),
+        ("name", "", "s", ""),
+        ("naïve.日本語", "ü", "s", "ü"),
+        ("", "x", "s", "x"),
+        ("age", 30, "n", "1e"),
+        ("age", 30.0, "n", "1e"),
+        ("age", -1, "n", "-1"),
+        ("age", 0.1, "n", "0.1"),
+        ("age", 2**53 + 1, "n", "20000000000001"),
+        ("age", "30", "s", "30"),
+        ("tags", None, "f", ""),
+        ("", None, "f", ""),
+    ):
+        message = kind.encode() + len(path.encode()).to_bytes(4, "big") + path.encode() + text.encode()
+        token = int.from_bytes(hmac.digest(token_key, message, "sha256")[:8], "big", signed=True)
+        cases.append({"path": path, "value": value, "message": message.hex(), "token": token})
+    return cases
+
+
 def example_vector(dimension: int, step: int) -> list[float]:
     """Exact in float32, and on every platform."""
     return [((number * step) % 1009 - 504) / 512 for number in range(1, dimension + 1)]
@@ -310,6 +334,7 @@ def main() -> None:
     )
     write("users.json", user_case())
     write("tokens.json", tokens_cases())
+    write("terms.json", terms_cases())
     write("encoder.json", parameters_case())
     write(
         "sketch.json",

@@ -13,6 +13,7 @@ from app.crypto.flips import Flips
 from app.crypto.rotation import N_ROUNDS, Rotation
 from app.crypto.sketch import Encoder, EncoderParameters
 from app.domain import Matrix, Metric, Permission, UserToken
+from app.filters import terms
 
 
 def read(name: str) -> Any:
@@ -109,6 +110,14 @@ def test_keys_wrapped_for_users_unwrap(index_keys: keys.IndexKeys, permission: P
 @pytest.mark.parametrize("case", read("tokens.json"), ids=lambda case: case["id"][:10])
 def test_item_key_is_as_frozen(index_keys: keys.IndexKeys, case: dict[str, str]) -> None:
     assert tokens.item_key(index_keys.blind_key, case["id"]).hex() == case["item_key"]
+
+
+@pytest.mark.parametrize("case", read("terms.json"), ids=lambda case: f"{case['path']}={case['value']}")
+def test_token_of_a_term_is_as_frozen(index_keys: keys.IndexKeys, case: dict[str, Any]) -> None:
+    message = terms.message((case["path"], case["value"]))
+    assert message.hex() == case["message"]
+    token = tokens.token(index_keys.token_key, message)
+    assert int.from_bytes(token, "big", signed=True) == case["token"]
 
 
 def test_encoder_parameters_are_as_frozen() -> None:

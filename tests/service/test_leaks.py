@@ -66,12 +66,27 @@ def use(service: Service) -> None:
         "contents": CONTENTS,
         "metadata": {METADATA_KEY: METADATA_VALUE, "nested": {METADATA_KEY: [METADATA_VALUE]}},
     }
-    assert service.post("indexes/create", {**index, "metric": "cosine"}, **root).status_code == 200
+    assert (
+        service.post(
+            "indexes/create", {**index, "metric": "cosine", "metadata_schema": {METADATA_KEY: {}}}, **root
+        ).status_code
+        == 200
+    )
     for _ in range(2):
         assert service.post("vectors/upsert", {**index, "items": [item]}, **root).status_code == 200
     query = {**index, "query_vectors": VECTOR.tolist(), "include": ["distance", "metadata"]}
     assert service.post("vectors/query", query, **root).json()["results"][0]["id"] == ITEM_ID
     assert service.post("vectors/get", {**index, "ids": [ITEM_ID]}, **root).json()["results"][0]["contents"] == CONTENTS
+    for wanted in (
+        {METADATA_KEY: METADATA_VALUE},
+        {METADATA_KEY: {"$regex": METADATA_VALUE}},
+        {f"nested.{METADATA_KEY}": METADATA_VALUE, METADATA_KEY: {"$ne": METADATA_KEY}},
+    ):
+        found = service.post("vectors/query", {**query, "filters": wanted}, **root)
+        assert [match["id"] for match in found.json()["results"]] == [ITEM_ID]
+        assert service.post("vectors/num_vectors", {**index, "filters": wanted}, **root).json() == {"result": 1}
+    bad = {METADATA_KEY: {"$regex": "(" + METADATA_VALUE}}
+    assert service.post("vectors/query", {**query, "filters": bad}, **root).status_code == 400
     # Refused requests must not end up in a log either.
     assert service.post("vectors/upsert", {**index, "items": [{**item, "vector": [1.0]}]}, **root).status_code == 400
     assert service.post("vectors/upsert", {**index, "items": [{**item, "id": 5}]}, **root).status_code == 422

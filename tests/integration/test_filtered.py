@@ -1,0 +1,334 @@
+"""Filtered search against a real PostgreSQL: what is stored, which plan is used, and that no match is missing."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app import errors, filters, store
+from app.crypto import keys, tokens
+from app.domain import Caller, FieldPolicy, Index, IndexAccess, Item, Matrix, NewIndex, Query
+from app.services import filtered, plan
+from app.services.context import ServiceContext
+from app.settings import Settings
+from app.store.engine import Tokens, create_scan_engine, scan_driver
+from tests import filter_strategies, naive_filters
+
+pytestmark = pytest.mark.anyio
+
+KEY = secrets.token_hex(32)
+D = 16
+N_ITEMS = 600
+ACCESS = IndexAccess("test", KEY, Caller())
+EVERYTHING = 10 * N_ITEMS
+
+
+@pytest.fixture
+async def services(settings: Settings) -> AsyncIterator[ServiceContext]:
+    async with ServiceContext.open(settings) as context:
+        yield context
+
+
+def random_vectors(n: int, seed: int = 0) -> Matrix:
+    return np.random.default_rng(seed).standard_normal((n, D)).astype(np.float32)
+
+
+def metadata_of(row: int) -> dict[str, Any]:
+    """Values of every frequency: half, a tenth, a hundredth, one."""
+    return {
+        "half": "even" if row % 2 == 0 else "odd",
+        "tenth": row % 10,
+        "rare": f"r{row // 6}",
+        "one": row,
+        "tags": [f"t{row % 3}", f"t{row % 7}", row % 5],
+        "flag": row % 4 == 0,
+        "deep": {"er": {"est": row % 20}},
+    }
+
+
+async def fill(services: ServiceContext, **fields: Any) -> list[Item]:
+    await services.indexes.create(NewIndex(name="test", index_key=KEY, metric="cosine", **fields))
+    vectors = random_vectors(N_ITEMS)
+    items = [Item(str(row), vector, None, metadata_of(row)) for row, vector in enumerate(vectors)]
+    await services.vectors.upsert(ACCESS, items)
+    return items
+
+
+async def divide(engine: AsyncEngine, n_lists: int = 8) -> None:
+    """Leave the index as a training does: with several IVF lists."""
+    async with engine.begin() as connection:
+        index = await row_of(connection)
+        name, definition = (
+            store.tables.ivf_name(index.id, index.generation + 1),
+            store.partitions.ivf_definition(
+                index.encoder_version, index.sketch_bits or 0, n_lists, index.generation + 1
+            ),
+        )
+        await connection.exec_driver_sql(f"CREATE INDEX {name} ON {store.tables.partition_name(index.id)} {definition}")
+        await connection.exec_driver_sql(
+            "UPDATE indexes SET n_lists = %s, generation = generation + 1, revision = revision + 1, trained_at = now()",
+            (n_lists,),
+        )
+
+
+async def row_of(connection: Any) -> Index:
+    index = await store.indexes.by_name(connection, "test")
+    assert index is not None
+    return index
+
+
+FILTERS: dict[str, dict[str, Any]] = {
+    "half": {"half": "even"},
+    "tenth": {"tenth": 3},
+    "rare": {"rare": "r7"},
+    "one": {"one": 17},
+    "none": {"one": -1},
+    "never": {"one": {"$in": []}},
+    "all": {"$and": []},
+    "two": {"half": "even", "tenth": 4},
+    "either": {"$or": [{"rare": "r7"}, {"tenth": 1}]},
+    "member": {"tags": "t6"},
+    "deep": {"deep.er.est": 19},
+    "range, half": {"one": {"$lt": 300}},
+    "range, few": {"one": {"$gte": 595}},
+    "boolean": {"flag": True},
+    "regex": {"rare": {"$regex": "^r[19].$"}},
+    "complement": {"$not": {"half": "even"}},
+    "not equal": {"tenth": {"$ne": 3}},
+    "token and range": {"half": "odd", "one": {"$lt": 40}},
+    "absent": {"missing": None},
+}
+
+
+@pytest.mark.parametrize("n_lists", [1, 8])
+@pytest.mark.parametrize("min_pool", [5, 200])
+async def test_every_filter_gives_the_true_nearest_and_all_there_are(
+    services: ServiceContext, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, n_lists: int, min_pool: int
+) -> None:
+    monkeypatch.setattr(plan, "_MIN_POOLS", ((1.0, min_pool),))
+    items = await fill(services)
+    if n_lists > 1:
+        await divide(engine, n_lists)
+    queries = random_vectors(3, seed=1)
+    for name, wanted in FILTERS.items():
+        rows = [row for row in range(N_ITEMS) if naive_filters.matches(wanted, metadata_of(row))]
+        assert await services.vectors.count(ACCESS, wanted) == len(rows), name
+        for top_k in (1, 10, EVERYTHING):
+            query = Query(vectors=queries, top_k=top_k, filters=wanted, include=frozenset({"distance", "metadata"}))
+            for vector, found in zip(queries, await services.vectors.query(ACCESS, query), strict=True):
+                assert len(found) == min(top_k, len(rows)), name
+                assert {int(match.id) for match in found} <= set(rows), name
+                distances = [match.distance or 0 for match in found]
+                assert distances == sorted(distances), name
+                assert all(match.metadata == items[int(match.id)].metadata for match in found)
+                if min_pool == 200 and top_k == 10:
+                    assert recall(vector, rows, [int(match.id) for match in found]) >= 0.8, name
+
+
+def recall(query: Matrix, rows: list[int], found: list[int]) -> float:
+    if not rows:
+        return 1
+    vectors = random_vectors(N_ITEMS)[rows]
+    order = np.argsort(-(vectors @ query) / np.linalg.norm(vectors, axis=1))[:10]
+    return len({rows[place] for place in order} & set(found)) / len(order)
+
+
+@pytest.mark.parametrize("n_lists", [1, 8])
+async def test_random_filters_find_what_the_naive_matcher_finds(
+    services: ServiceContext, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, n_lists: int
+) -> None:
+    """Items are updated and deleted between the filters, so the index is never in the same state twice."""
+    monkeypatch.setattr(plan, "_MIN_POOLS", ((1.0, 3),))
+    monkeypatch.setattr(filtered, "_MAX_EXACT", 10)
+    await services.indexes.create(NewIndex(name="test", index_key=KEY, metric="cosine"))
+    n_random = 40
+    stored: dict[str, dict[str, Any]] = {}
+    loop = asyncio.get_running_loop()
+
+    async def write(changes: dict[str, dict[str, Any] | None]) -> None:
+        new = [Item(one, random_vectors(1, int(one))[0], None, value) for one, value in changes.items() if value]
+        gone = [one for one, value in changes.items() if not value]
+        if new:
+            await services.vectors.upsert(ACCESS, new)
+        await services.vectors.delete(ACCESS, gone)
+
+    async def check(changes: dict[str, dict[str, Any] | None], wanted: dict[str, Any]) -> None:
+        await write(changes)
+        stored.update({one: value for one, value in changes.items() if value})
+        for one, value in changes.items():
+            if not value:
+                stored.pop(one, None)
+        expected = {one for one, value in stored.items() if naive_filters.matches(wanted, value)}
+        assert await services.vectors.count(ACCESS, wanted) == len(expected)
+        for top_k in (3, 1_000):
+            query = Query(vectors=random_vectors(2, 9), top_k=top_k, rerank_mult=1, filters=wanted)
+            for found in await services.vectors.query(ACCESS, query):
+                assert {match.id for match in found} <= expected
+                assert len(found) == min(top_k, len(expected))
+
+    @given(
+        changes=st.dictionaries(
+            st.integers(0, n_random - 1).map(str), st.none() | filter_strategies.metadata, max_size=8
+        ),
+        wanted=filter_strategies.filters,
+    )
+    @hypothesis_settings(
+        max_examples=filter_strategies.N_EXAMPLES,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    def run(changes: dict[str, dict[str, Any] | None], wanted: dict[str, Any]) -> None:
+        asyncio.run_coroutine_threadsafe(check(changes, wanted), loop).result()
+
+    await write({str(row): metadata_of(row) for row in range(n_random, 200)})
+    stored.update({str(row): metadata_of(row) for row in range(n_random, 200)})
+    if n_lists > 1:
+        await divide(engine, n_lists)
+    await asyncio.to_thread(run)
+
+
+async def stored_tokens(engine: AsyncEngine) -> dict[bytes, list[int] | None]:
+    async with engine.connect() as connection:
+        rows = await connection.execute(sa.text("SELECT item_key, tokens FROM items"))
+        return {row[0]: row[1] for row in rows}
+
+
+async def test_tokens_are_written_with_the_item_replaced_on_update_and_gone_on_delete(
+    services: ServiceContext, engine: AsyncEngine
+) -> None:
+    await services.indexes.create(NewIndex(name="test", index_key=KEY))
+
+    async def tokens_of(metadata: dict[str, Any] | None) -> list[int] | None:
+        await services.vectors.upsert(ACCESS, [Item("a", np.ones(D, np.float32), None, metadata)])
+        (found,) = (await stored_tokens(engine)).values()
+        return found
+
+    both = await tokens_of({"x": "one", "y": 2})
+    assert both is not None
+    assert len(both) == 2
+    assert both == sorted(both, key=lambda number: number % 2**64)
+    only = await tokens_of({"y": 2.0, "z": True, "n": None, "o": {}})
+    assert only is not None
+    assert len(only) == 1
+    assert set(only) < set(both)
+    assert await tokens_of({"z": True}) is None
+    assert await tokens_of(None) is None
+    await services.vectors.delete(ACCESS, ["a"])
+    assert await stored_tokens(engine) == {}
+
+
+async def test_tokens_are_bound_to_index_path_and_type(services: ServiceContext, engine: AsyncEngine) -> None:
+    for name in ("test", "other"):
+        await services.indexes.create(NewIndex(name=name, index_key=KEY))
+        metadata = {"a": "1", "b": "1", "c": 1, "d": {"a": "1"}, "e": ["1"]}
+        await services.vectors.upsert(
+            IndexAccess(name, KEY, Caller()), [Item("a", np.ones(D, np.float32), None, metadata)]
+        )
+    found = [token for one in (await stored_tokens(engine)).values() for token in one or []]
+    assert len(found) == len(set(found)) == 10
+
+
+async def test_fields_that_are_not_filterable_have_no_tokens_and_are_found_all_the_same(
+    services: ServiceContext, engine: AsyncEngine
+) -> None:
+    schema = {"half": FieldPolicy(filterable=False), "deep": FieldPolicy(filterable=False), "one": FieldPolicy()}
+    await fill(services, metadata_schema=schema)
+    async with engine.connect() as connection:
+        index = await row_of(connection)
+    index_keys = keys.IndexKeys.derive(keys.unwrap_dek(bytes.fromhex(KEY), index.wrapped_dek, index.id), index.id)
+    terms: list[filters.terms.Term] = [("half", "even"), ("half", "odd")]
+    terms += [("deep.er.est", number) for number in range(20)]
+    hidden = {
+        int.from_bytes(tokens.token(index_keys.token_key, filters.terms.message(term)), "big", signed=True)
+        for term in terms
+    }
+    assert not hidden & {token for one in (await stored_tokens(engine)).values() for token in one or []}
+    assert await services.vectors.count(ACCESS, {"half": "even", "deep.er.est": 18}) == 30
+    assert b"half" not in (index.sealed_schema or b"half")
+
+
+@pytest.mark.parametrize("is_analysed", [False, True])
+async def test_the_plans_use_the_indexes_they_are_made_for(
+    services: ServiceContext, settings: Settings, engine: AsyncEngine, database_dsn: str, is_analysed: bool
+) -> None:
+    await fill(services)
+    async with engine.connect() as connection:
+        index = await row_of(connection)
+        if is_analysed:
+            await connection.execute(sa.text("ANALYZE"))
+            statistics = sa.text("SELECT tablename FROM pg_stats WHERE attname = 'tokens'")
+            assert (await connection.execute(statistics)).all() == []
+    scan_engine = create_scan_engine(settings, database_dsn)
+    clauses = [Tokens([bytes(8)]), Tokens([bytes(8), bytes([1] * 8)])]
+    with scan_driver(scan_engine) as raw:
+        sketch = bytes((index.sketch_bits or 0) // 8)
+        by_tokens = store.filtered.explain(raw, index, [sketch], clauses, uses_tokens=True)
+        by_sketch = store.filtered.explain(raw, index, [sketch], clauses, uses_tokens=False)
+    scan_engine.dispose()
+    assert f"Bitmap Index Scan on {store.tables.partition_name(index.id)}_tokens_idx" in by_tokens
+    assert f"Index Scan using {store.tables.ivf_name(index.id, 1)}" in by_sketch
+    for text in (by_tokens, by_sketch):
+        assert "Seq Scan" not in text
+        assert "pkey" not in text
+
+
+async def test_long_lists_are_found_though_they_have_no_tokens_of_their_own(services: ServiceContext) -> None:
+    await fill(services)
+    many = {"tags": [f"x{number}" for number in range(5_000)], "half": "even"}
+    wide = {f"field{number}": number for number in range(2_000)}
+    extra = [Item("many", random_vectors(1, 5)[0], None, many), Item("wide", random_vectors(1, 6)[0], None, wide)]
+    await services.vectors.upsert(ACCESS, extra)
+    for wanted, expected in (({"tags": "x4999"}, "many"), ({"field1999": 1999}, "wide")):
+        query = Query(vectors=random_vectors(1, 7), top_k=5, filters=wanted)
+        assert [match.id for match in (await services.vectors.query(ACCESS, query))[0]] == [expected]
+        assert await services.vectors.count(ACCESS, wanted) == 1
+
+
+async def test_a_filter_that_takes_too_long_is_given_up(settings: Settings) -> None:
+    async with ServiceContext.open(settings) as services:
+        await fill(services)
+        assert await services.vectors.count(ACCESS) == N_ITEMS
+        scan_engine = create_scan_engine(settings, settings.database_url or "")
+        opened = await services.vectors._opener.open(ACCESS)
+        tree = filters.grammar.parse({"one": {"$gt": 1}})
+        search = filtered.FilteredSearch(scan_engine, opened, tree, timeout_ms=1)
+        await asyncio.sleep(0.01)
+        with pytest.raises(errors.Unavailable, match="too long"):
+            search.count()
+        scan_engine.dispose()
+
+
+async def test_a_changed_metadata_value_is_reported_and_never_skipped(
+    services: ServiceContext, engine: AsyncEngine
+) -> None:
+    await fill(services)
+    async with engine.begin() as connection:
+        flip = "UPDATE items SET sealed_metadata = set_byte(sealed_metadata, 20, get_byte(sealed_metadata, 20) # 1)"
+        await connection.execute(sa.text(flip))
+    for wanted in ({"half": "even"}, {"one": {"$gt": 5}}):
+        with pytest.raises(errors.DataCorrupted):
+            await services.vectors.query(ACCESS, Query(vectors=random_vectors(1), filters=wanted))
+        with pytest.raises(errors.DataCorrupted):
+            await services.vectors.count(ACCESS, wanted)
+
+
+async def test_another_worker_searches_a_recreated_index(services: ServiceContext, settings: Settings) -> None:
+    await fill(services)
+    query = Query(vectors=random_vectors(1), top_k=3, filters={"half": "even"})
+    async with ServiceContext.open(settings) as other:
+        assert len((await other.vectors.query(ACCESS, query))[0]) == 3
+        await services.indexes.delete(ACCESS)
+        with pytest.raises(errors.NotFound):
+            await other.vectors.query(ACCESS, query)
+        await fill(services)
+        assert len((await other.vectors.query(ACCESS, query))[0]) == 3
+        assert await other.vectors.count(ACCESS, {"half": "even"}) == N_ITEMS // 2
