@@ -24,6 +24,7 @@ from app.services import metadata_schema
 from app.services.opener import OpenIndex
 from app.services.plan import Scan
 from app.services.search import best, open_metadata
+from app.stages import stage, timed
 from app.store.engine import Tokens, scan_driver
 from app.store.filtered import Estimate, FullRow, Reach, Row
 
@@ -69,21 +70,20 @@ class FilteredSearch:
 
     def count(self) -> int:
         """Return the number of items that match."""
-        with scan_driver(self._engine) as raw:
-            return sum(
-                self._matches(row.item_key, row.sealed_metadata)
-                for rows in store.filtered.rows(raw, self._opened.index, self._clauses)
-                for row in rows
-            )
+        with stage("sql"), scan_driver(self._engine) as raw:
+            found = store.filtered.rows(raw, self._opened.index, self._clauses)
+            return sum(len(self._matching_of_all(rows)) for rows in found)
 
     def search(
         self, encoder: sketch.Encoder, queries: Matrix, scan: Scan, include: frozenset[str]
     ) -> list[list[Match]]:
         """Return for each query (n, d) the nearest items that match, nearest first, with the fields of `include`."""
-        sketches = [row.tobytes() for row in encoder.encode_queries(queries)]
+        with stage("sketch"):
+            sketches = [row.tobytes() for row in encoder.encode_queries(queries)]
         at_a_time = max(1, _ROWS_AT_A_TIME // (_FEW_MULT * scan.pool))
         answer: list[list[Match]] = []
-        with scan_driver(self._engine) as raw:
+        # Opening and ranking are stages of their own within this one.
+        with stage("sql"), scan_driver(self._engine) as raw:
             estimate = store.filtered.estimate(raw, self._opened.index, self._clauses)
             for start in range(0, len(sketches), at_a_time):
                 part = slice(start, start + at_a_time)
@@ -143,10 +143,9 @@ class FilteredSearch:
 
     def _all_matches(self, raw: psycopg.Connection[Any]) -> list[bytes]:
         return [
-            row.item_key
+            item_key
             for rows in store.filtered.rows(raw, self._opened.index, self._clauses)
-            for row in rows
-            if self._matches(row.item_key, row.sealed_metadata)
+            for item_key in self._matching_of_all(rows)
         ]
 
     def _among(
@@ -158,6 +157,7 @@ class FilteredSearch:
         found = store.filtered.among(raw, self._opened.index, sketches, item_keys, limit=pool)
         return [[row.item_key for row in rows] for rows in found]
 
+    @timed("open")
     def _matching(self, rows: Sequence[Row]) -> list[bytes]:
         """Return the keys of those that match; queries of a batch share candidates, so verdicts are kept."""
         keys = []
@@ -168,6 +168,11 @@ class FilteredSearch:
             if known[1]:
                 keys.append(item_key)
         return keys
+
+    @timed("open")
+    def _matching_of_all(self, rows: Sequence[Row]) -> list[bytes]:
+        """Return the keys of those that match, without keeping verdicts on what may be millions."""
+        return [row.item_key for row in rows if self._matches(row.item_key, row.sealed_metadata)]
 
     def _matches(self, item_key: bytes, sealed_metadata: bytes | None) -> bool:
         """Open and check the metadata of an item. Raises `DataCorrupted`, `Unavailable` when it takes too long."""

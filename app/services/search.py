@@ -52,7 +52,9 @@ class Searcher:
 
     async def run(self, work: Callable[[sa.Engine], Answer]) -> Answer:
         """Return what `work`, which blocks, returns when it runs in a thread with this engine."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, self._engine)
+        run = functools.partial(contextvars.copy_context().run, work, self._engine)
+        async with stage("wait"):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, run)
 
     def close(self) -> None:
         """Wait for the searches in work and let the threads go."""
