@@ -35,6 +35,8 @@ _N_CLIENTS = 3
 _N_BASE = 1_500
 _N_CHECKED_BY_QUERY = 5
 _MOST_WRITES = 40
+_SHARE_OF_STOPS = 0.25
+_CYCLES_A_LINE = 50
 _LONGEST_DELAY_S = 0.05
 _PATIENCE_S = 30
 _LEFTOVERS = """
@@ -82,7 +84,7 @@ class Run:
         fault = rng.choice(FAULTS)
         self.faults[fault] += 1
         self._work_until(fault, rng)
-        self._restart(fault)
+        self._restart(fault, rng)
         self._verify(rng)
         self._make_and_drop_an_index(rng)
 
@@ -138,13 +140,14 @@ class Run:
             # What `pg_ctl stop -m immediate` sends; and what the kernel sends when memory is short.
             os.kill(self._postmaster(), signal.SIGQUIT if fault == FAULTS[3] else signal.SIGKILL)
 
-    def _restart(self, fault: str) -> None:
+    def _restart(self, fault: str, rng: random.Random) -> None:
         if fault == "worker":
             self._wait_for_workers()
             return
         if fault not in {"supervisor", "all processes"}:
-            # The service cannot bring its database back by itself: its supervisor is what does, at the start.
-            self.service.stop()
+            # The service cannot bring its database back by itself: its supervisor is what does, at the start. An
+            # operator stops it first, or kills it.
+            (self.service.stop if rng.random() < _SHARE_OF_STOPS else self.service.kill)()
         elif self.service.process is not None:
             self.service.process.wait(_PATIENCE_S)
             self._wait_for_orphans()
@@ -246,6 +249,8 @@ def crash(n_cycles: int, seed: int) -> str:
         finally:
             if run.service.process is not None and run.service.process.poll() is None:
                 run.service.stop()
+                if number % _CYCLES_A_LINE == _CYCLES_A_LINE - 1:
+                    print(run.figures(), flush=True)
         return run.figures()
 
 
