@@ -17,6 +17,8 @@ from app.search.profile import Point
 # A search is measured for these, and taken to lie between them for every other number of results.
 TOP_KS = (10, 100)
 MAX_POOL = 2_000
+# Measured with all lists only, where no smaller pool keeps the promise.
+DEEP_POOL = 10_000
 
 _POOL_STEP = 1.2
 # Recall measured on a sample is uncertain; a promise is kept if the recall is above it by so many standard errors.
@@ -180,6 +182,11 @@ def is_little(points: Sequence[Point]) -> bool:
 def is_enough(points: Sequence[Point]) -> bool:
     """Whether more probes would find hardly more."""
     return not points or max(point.lower for point in points) >= _ENOUGH
+
+
+def reaches(points: Sequence[Point], target_recall: float) -> bool:
+    """Whether some setting keeps `target_recall`."""
+    return any(point.lower >= target_recall for point in points)
 
 
 def cheapest(points: Sequence[Point], workload: Workload) -> list[Point]:

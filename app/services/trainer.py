@@ -380,19 +380,24 @@ class Trainer:
         probes = calibrate.Probes(index.n_lists)
         for counts, is_last in ((probes.down(), calibrate.is_little), (probes.up(), calibrate.is_enough)):
             for n_probes in counts:
-                measured = await self._measure_probes(index, calibration, n_probes)
+                limit = calibrate.pool_limit(n_probes, index.n_lists)
+                measured = await self._measure_probes(index, calibration, n_probes, limit)
                 for top_k, new in measured.items():
                     points[top_k] += new
                 job.progress.advance(0.3 + 0.7 * n_probes / index.n_lists)
                 # The smaller number of results decides: the larger needs more of everything.
                 if is_last(measured[calibrate.TOP_KS[0]]):
                     break
+        if not all(calibrate.reaches(measured, self._settings.target_recall) for measured in points.values()):
+            # Some data needs large pools: norms that vary much, or much noise.
+            measured = await self._measure_probes(index, calibration, index.n_lists, calibrate.DEEP_POOL)
+            for top_k, new in measured.items():
+                points[top_k] += new
         return points
 
     async def _measure_probes(
-        self, index: Index, calibration: "_Calibration", n_probes: int
+        self, index: Index, calibration: "_Calibration", n_probes: int, limit: int
     ) -> dict[int, list[search.profile.Point]]:
-        limit = calibrate.pool_limit(n_probes, index.n_lists)
         neighbours = calibration.neighbours.item_keys()
         parts: list[NDArray[np.float32]] = []
         for start in range(0, len(neighbours), _QUERIES_AT_A_TIME):
