@@ -22,7 +22,7 @@ from app.api.health import service_version
 
 _SECURITY = {"ApiKey": SecurityScheme(type="apiKey", name=API_KEY_HEADER, security_scheme_in="header")}
 
-# Our class → schema of the protocol. Classes that are not here are ours alone, or have the protocol's name already.
+# Our class → schema of the protocol. Of classes that are not here an "Answer" becomes a "Response".
 _SCHEMAS = {
     "BinaryUpsertBatch": "BinaryVectorBatch",
     "CountAnswer": "NumVectorsResponse",
@@ -149,17 +149,20 @@ def _renamed(part: Any) -> Any:
         return [_renamed(inner) for inner in part]
     if not isinstance(part, dict):
         return part
-    renamed = {_SCHEMAS.get(name, name): _renamed(inner) for name, inner in part.items()}
+    renamed = {_schema_name(name): _renamed(inner) for name, inner in part.items()}
     if isinstance(reference := renamed.get("$ref"), str):
-        name = reference.removeprefix(_REF)
-        renamed["$ref"] = _REF + _SCHEMAS.get(name, name)
+        renamed["$ref"] = _REF + _schema_name(reference.removeprefix(_REF))
     if isinstance(title := renamed.get("title"), str):
-        renamed["title"] = _SCHEMAS.get(title, title)
+        renamed["title"] = _schema_name(title)
     if isinstance(choices := renamed.pop("oneOf", None), list):
         # An integer may be written 2.0, and so is a number, too; clients need not know.
         is_integer = {"type": "integer"} in choices
         renamed["anyOf"] = [choice for choice in choices if not (is_integer and choice == {"type": "number"})]
     return renamed
+
+
+def _schema_name(name: str) -> str:
+    return _SCHEMAS.get(name) or re.sub(r"(?<=[a-z])Answer$", "Response", name)
 
 
 def _name(operation: dict[str, Any], path: str, method: str) -> None:

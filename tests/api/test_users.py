@@ -456,3 +456,18 @@ async def test_neither_token_nor_key_is_stored(service: Serve, module_dsn: Any) 
         assert body[:16].hex() in stored
         assert body[16:48].hex() not in stored
     assert users.root.key not in stored
+
+
+async def test_users_are_made_and_revoked_in_the_audit_log(service: Serve, module_dsn: Any) -> None:
+    dsn = module_dsn()
+    async with serve(Settings(database_url=dsn, workers=1, root_key=ROOT_KEY)) as client:
+        users = await new_users(client)
+        await users.revoke("reader")
+        await users.post("writer", "vectors/upsert", items=ITEMS)
+        with psycopg.connect(dsn) as connection:
+            rows = connection.execute(
+                "SELECT caller, operation FROM audit_log WHERE index_name = %s ORDER BY recorded_at", (users.root.name,)
+            ).fetchall()
+    operations = [operation for _, operation in rows]
+    assert operations == ["create", "create_user", "create_user", "create_user", "delete_user", "upsert"]
+    assert rows[-1][0] == f"user {users.ids['writer']}"
