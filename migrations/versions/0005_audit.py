@@ -303,6 +303,7 @@ _GRANTS = """
         IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'sealdex_auditor') THEN
             GRANT USAGE ON SCHEMA sealdex_views TO sealdex_auditor;
             GRANT SELECT ON ALL TABLES IN SCHEMA sealdex_views TO sealdex_auditor;
+            GRANT SELECT ON index_overview TO sealdex_auditor;
             ALTER DEFAULT PRIVILEGES IN SCHEMA sealdex_views GRANT SELECT ON TABLES TO sealdex_auditor;
         END IF;
     END

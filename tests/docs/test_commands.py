@@ -56,21 +56,19 @@ def test_the_commands_of_a_page_work(page: Path, service: Service, place: dict[s
     if page.stem != "quickstart":
         demo = {"index_name": "demo", "index_key": KEY}
         assert service.post("indexes/create", {**demo, "dimension": 3}).status_code == 200
-    done = subprocess.run(
-        ["/bin/sh", "-euc", script], env=place, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    with psycopg.connect(service.dsn) as database:
-        key_used = KEY if page.stem != "quickstart" else None
-        run_sql(database, [text for language, text in blocks if language == "sql"])
-        database.rollback()
-        if key_used is None:
-            # The page has made a key of its own.
+    try:
+        done = subprocess.run(
+            ["/bin/sh", "-euc", script], env=place, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert '"detail"' not in done.stdout, done.stdout
+        with psycopg.connect(service.dsn) as database:
+            run_sql(database, [text for language, text in blocks if language == "sql"])
+            database.rollback()
+    finally:
+        # By SQL, since the quick start makes a key of its own.
+        with psycopg.connect(service.dsn) as database:
             database.execute("DELETE FROM indexes WHERE name = 'demo'")
-        database.commit()
-    if key_used is not None:
-        assert service.post("indexes/delete", {"index_name": "demo", "index_key": KEY}).status_code == 200
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert '"detail"' not in done.stdout, done.stdout
 
 
 def run_sql(database: psycopg.Connection, blocks: list[str]) -> None:
