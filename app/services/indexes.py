@@ -80,6 +80,11 @@ class IndexService:
         async with stage("sql"):
             return await self._opener.visible_names(caller)
 
+    async def check_user(self, caller: Caller) -> None:
+        """Raise `Forbidden` for a user that has been revoked, on a route where no index would tell."""
+        if caller.user is not None:
+            await self._opener.visible_names(caller)
+
     async def describe(self, access: IndexAccess) -> IndexDescription:
         """Return the contract's facts about an index."""
 

@@ -130,10 +130,11 @@ async def test_a_user_sees_no_index_but_its_own(users: Users, who: str) -> None:
 
 
 @pytest.mark.parametrize("who", EVERYBODY)
-async def test_every_user_may_ask_for_the_training_status(users: Users, who: str) -> None:
+async def test_every_user_may_ask_for_the_training_status_and_the_models(users: Users, who: str) -> None:
     answer = await users.request(who, "GET", "indexes/training-status")
     assert answer.status_code == 200
     assert answer.json()["training_indexes"] == []
+    assert (await users.request(who, "GET", "embedding-models")).status_code == 200
 
 
 @pytest.mark.parametrize("who", ["reader", "writer", "both"])
@@ -184,6 +185,17 @@ async def test_what_a_user_writes_everybody_who_may_reads(users: Users, writer: 
     assert len((await users.post(reader, "vectors/list_ids")).json()["ids"]) == 21
     assert (await users.post(writer, "vectors/delete", ids=["7"])).status_code == 200
     assert (await users.post(reader, "vectors/get", ids=["7"])).json() == {"results": []}
+
+
+async def test_filters_find_what_a_writer_wrote(users: Users) -> None:
+    items = [{"id": f"{n}", "vector": [n, 1, 1], "metadata": {"n": n, "kind": "xy"[n % 2]}} for n in range(10)]
+    assert (await users.post("writer", "vectors/upsert", items=items)).status_code == 200
+    for condition, expected in (({"kind": "y"}, {"1", "3", "5", "7", "9"}), ({"n": {"$gt": 7}}, {"8", "9"})):
+        fields: dict[str, Any] = {"query_vectors": [0, 1, 1], "filters": condition}
+        for who in ("root", "reader"):
+            found = (await users.post(who, "vectors/query", **fields)).json()["results"]
+            assert {match["id"] for match in found} == expected
+        assert (await users.post("writer", "vectors/query", **fields)).status_code == 403
 
 
 async def test_a_writer_may_be_the_first_to_write(guarded_client: Client) -> None:
@@ -339,7 +351,8 @@ async def test_a_revoked_token_fails_on_the_next_request_of_every_worker(two_wor
             for sent, (body, _) in ROUTES.items():
                 answer = await view.post(who, sent, **body)
                 assert answer.status_code == 403, sent
-            assert (await view.request(who, "GET", "indexes/list")).status_code == 403
+            for path in ("indexes/list", "indexes/training-status", "embedding-models"):
+                assert (await view.request(who, "GET", path)).status_code == 403, path
     assert (await elsewhere.post("root", "vectors/num_vectors")).status_code == 200
 
 

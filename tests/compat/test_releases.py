@@ -12,9 +12,6 @@ from tests.service.conftest import Service, new_service
 # Older releases do not work without an API key.
 API_KEY = "a root key of the tests"
 IN_CI = ["0.13.0", "0.16.0", "0.17.0", "0.18.0"]
-# Steps that ask for what is not served yet; whoever serves one deletes it.
-NOT_SERVED = {"filters"}
-NOT_SERVED_TESTS = ("--deselect", "langchain_suite.py::test_filter")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +24,7 @@ def service() -> Iterator[Service]:
 
 
 def failures(outcome: releases.Outcome) -> dict[str, str]:
-    return {step: result for step, result in outcome.items() if result.startswith("fail") and step not in NOT_SERVED}
+    return {step: result for step, result in outcome.items() if result.startswith("fail")}
 
 
 @pytest.mark.parametrize("release", IN_CI)
@@ -45,5 +42,5 @@ def test_the_scenario_passes_with_the_javascript_release(service: Service) -> No
 
 
 def test_the_langchain_suite_passes(service: Service) -> None:
-    outcome = releases.run_langchain("0.17.0", service.url, API_KEY, *NOT_SERVED_TESTS)
+    outcome = releases.run_langchain("0.17.0", service.url, API_KEY)
     assert outcome["suite"].startswith("pass")
