@@ -43,7 +43,7 @@ _SYSTEM_USER = "pgserver"
 _SETTINGS_FILE = "sealdex.conf"
 # Crash recovery replays up to `max_wal_size` of WAL before the server answers.
 _START_TIMEOUT_S = 300
-_STOP_TIMEOUT_S = 120
+_STOP_TIMEOUT_S = 30
 # sun_path of a Unix socket has 108 bytes on Linux and 104 on macOS, with the closing zero.
 _MAX_SOCKET_PATH = 103
 _PORT = 5432
@@ -94,7 +94,7 @@ class EmbeddedPostgres:
         """Stop the server, cutting off its clients; committed data is safe. Without effect when it is stopped."""
         try:
             if self._lock and (self.pgdata / "postmaster.pid").exists():
-                self._pg_ctl("stop", "-m", "fast", "-t", str(_STOP_TIMEOUT_S))
+                self._stop_server()
         finally:
             if self._private_socket_dir:
                 shutil.rmtree(self._private_socket_dir, ignore_errors=True)
@@ -183,7 +183,7 @@ class EmbeddedPostgres:
             return
         lines = pid_file.read_text().splitlines()
         if lines and lines[0].isdigit() and _is_postmaster(int(lines[0]), self.pgdata):
-            self._pg_ctl("stop", "-m", "fast", "-t", str(_STOP_TIMEOUT_S))
+            self._stop_server()
         else:
             # The number may belong to some other process by now, which PostgreSQL would take for a server.
             pid_file.unlink()
@@ -199,6 +199,16 @@ class EmbeddedPostgres:
 
     def _start_server(self) -> None:
         self._pg_ctl("start", "-t", str(_START_TIMEOUT_S), "-l", str(self.pgdata / "start.log"))
+
+    def _stop_server(self) -> None:
+        """Stop the server in good order, or without it when that takes too long: its next start recovers.
+
+        A server that was crashing when it was asked to stop has been seen to wait for itself for ever.
+        """
+        try:
+            self._pg_ctl("stop", "-m", "fast", "-t", str(_STOP_TIMEOUT_S))
+        except ConfigurationError:
+            self._pg_ctl("stop", "-m", "immediate", "-t", str(_STOP_TIMEOUT_S))
 
     def _create_database(self) -> None:
         with psycopg.connect(self._dsn("postgres"), autocommit=True) as connection:
