@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ Search = Callable[[int], list[str]]
 
 
 @pytest.fixture(scope="module")
-def plain(trained: Service, dataset: Data) -> psycopg.Connection[Any]:
+def plain(trained: Service, dataset: Data) -> Iterator[psycopg.Connection[Any]]:
     """The same vectors in a table of their own, with as many IVF lists, unencrypted."""
     connection = psycopg.connect(trained.dsn, autocommit=True)
     register_vector(connection)
@@ -38,7 +38,8 @@ def plain(trained: Service, dataset: Data) -> psycopg.Connection[Any]:
     connection.execute("SET maintenance_work_mem = '512MB'")
     connection.execute(f"CREATE INDEX ON plain USING ivfflat (embedding vector_cosine_ops) WITH (lists = {n_lists})")
     connection.execute("VACUUM ANALYZE plain")
-    return connection
+    yield connection
+    connection.close()
 
 
 def search_plain(plain: psycopg.Connection[Any], dataset: Data, k: int) -> Search:
