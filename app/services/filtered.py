@@ -10,16 +10,18 @@ to the items whose metadata is opened:
 Then the nearest that match, as many as an unfiltered search would open, are ranked by their exact vectors.
 """
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
+from cachetools import TTLCache
 
 from app import errors, filters, store
 from app.crypto import sketch, tokens
-from app.domain import Match, Matrix
+from app.domain import Index, Match, Matrix
 from app.services import metadata_schema
 from app.services.opener import OpenIndex
 from app.services.plan import Scan
@@ -40,6 +42,13 @@ _FETCH_COST = 1.2
 # (docs/filters.md has the measurements).
 _FEW = 0.25
 _FEW_MULT = 3
+_MANY_MULT = 1.5
+# What a training has found to be enough for unfiltered searches may be less than that.
+_MIN_POOL = 200
+# How long an estimate is good for: it decides on the way only, never on the answer.
+_ESTIMATE_TTL_S = 30
+_MAX_ESTIMATES = 10_000
+_WORTH_KEEPING = 10_000
 # Where tokens do not tell what matches: how many times the pool to look at first.
 _FIRST_LOOK = 4
 # Looking at so many times more items costs the same in the order of the table as in that of their sketches.
@@ -49,12 +58,36 @@ _FURTHER = 4
 _MARGIN = 1.3
 
 
+class Estimates:
+    """What shares of the items were lately estimated to meet some clauses. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: TTLCache[Any, Estimate] = TTLCache(_MAX_ESTIMATES, _ESTIMATE_TTL_S)
+
+    def get(self, raw: psycopg.Connection[Any], index: Index, clauses: Sequence[Tokens]) -> Estimate:
+        """Return the estimate for `clauses` on `index`, made now if there is none. Raises `StaleIndex`."""
+        name = (index.id, tuple(clauses))
+        with self._lock:
+            known = self._known.get(name)
+        if known is None:
+            known = store.filtered.estimate(raw, index, clauses)
+            # A small index may soon be a large one.
+            if known.n_items >= _WORTH_KEEPING:
+                with self._lock:
+                    self._known[name] = known
+        return known
+
+
 class FilteredSearch:
     """One search or count with a filter. It blocks, and belongs to one thread."""
 
-    def __init__(self, engine: sa.Engine, opened: OpenIndex, tree: filters.nodes.Node, timeout_ms: int) -> None:
+    def __init__(
+        self, engine: sa.Engine, opened: OpenIndex, tree: filters.nodes.Node, estimates: Estimates, timeout_ms: int
+    ) -> None:
         """`timeout_ms` bounds the time for checking metadata; 0 is no bound."""
         self._engine = engine
+        self._estimates = estimates
         self._opened = opened
         self._is_match = filters.matching.matcher(tree)
         unfilterable = metadata_schema.unfilterable(opened.schema)
@@ -80,11 +113,11 @@ class FilteredSearch:
         """Return for each query (n, d) the nearest items that match, nearest first, with the fields of `include`."""
         with stage("sketch"):
             sketches = [row.tobytes() for row in encoder.encode_queries(queries)]
-        at_a_time = max(1, _ROWS_AT_A_TIME // (_FEW_MULT * scan.pool))
+        at_a_time = max(1, _ROWS_AT_A_TIME // (_FEW_MULT * max(_MIN_POOL, scan.pool)))
         answer: list[list[Match]] = []
         # Opening and ranking are stages of their own within this one.
         with stage("sql"), scan_driver(self._engine) as raw:
-            estimate = store.filtered.estimate(raw, self._opened.index, self._clauses)
+            estimate = self._estimates.get(raw, self._opened.index, self._clauses)
             for start in range(0, len(sketches), at_a_time):
                 part = slice(start, start + at_a_time)
                 item_keys = self._nearest(raw, sketches[part], scan, estimate)
@@ -95,7 +128,8 @@ class FilteredSearch:
         self, raw: psycopg.Connection[Any], sketches: Sequence[bytes], scan: Scan, estimate: Estimate
     ) -> list[list[bytes]]:
         """Return for each sketch the keys of the items nearest by sketch that match: at least `scan.pool`, or all."""
-        pool = scan.pool * (_FEW_MULT if estimate.share < _FEW else 1)
+        least = max(_MIN_POOL, scan.pool)
+        pool = _FEW_MULT * least if estimate.share < _FEW else int(_MANY_MULT * least)
         found: list[list[bytes]] = [[] for _ in sketches]
         pending = list(range(len(sketches)))
         limit = pool if self._is_exact else _FIRST_LOOK * pool
@@ -119,7 +153,7 @@ class FilteredSearch:
             limit = max(_FURTHER * limit, int(_MARGIN * limit * pool / max(1, n_matching)))
             is_first = False
         if pending and self._all is not None:
-            nearest = self._among(raw, [sketches[position] for position in pending], self._all, _FEW_MULT * scan.pool)
+            nearest = self._among(raw, [sketches[position] for position in pending], self._all, _FEW_MULT * least)
             for position, keys in zip(pending, nearest, strict=True):
                 found[position] = keys
         return found

@@ -26,7 +26,7 @@ from app.domain import (
 from app.services import audit, packed, plan
 from app.services import batch as batches
 from app.services.embedding import EmbeddingService
-from app.services.filtered import FilteredSearch
+from app.services.filtered import Estimates, FilteredSearch
 from app.services.opener import IndexOpener, OpenIndex, encoder_for
 from app.services.search import Searcher, open_metadata
 from app.services.training import TrainingService
@@ -51,6 +51,7 @@ class VectorService:
         self._opener = opener
         self._training = training
         self._settings = settings
+        self._estimates = Estimates()
         self._embedding = embedding
 
     async def upsert(self, access: IndexAccess, items: Sequence[Item]) -> UpsertOutcome:
@@ -120,7 +121,7 @@ class VectorService:
         return plan.scan(index, query, top_k, self._settings.target_recall)
 
     def _filtered(self, engine: sa.Engine, opened: OpenIndex, tree: filters.nodes.Node) -> FilteredSearch:
-        return FilteredSearch(engine, opened, tree, self._settings.statement_timeout_ms)
+        return FilteredSearch(engine, opened, tree, self._estimates, self._settings.statement_timeout_ms)
 
     async def get(self, access: IndexAccess, ids: Sequence[str], include: frozenset[str]) -> list[StoredItem]:
         """Return the stored items among `ids`, in the order asked for and as often."""

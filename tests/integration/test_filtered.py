@@ -114,6 +114,7 @@ async def test_every_filter_gives_the_true_nearest_and_all_there_are(
     services: ServiceContext, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, n_lists: int, min_pool: int
 ) -> None:
     monkeypatch.setattr(plan, "_MIN_POOLS", ((1.0, min_pool),))
+    monkeypatch.setattr(filtered, "_MIN_POOL", min_pool)
     items = await fill(services)
     if n_lists > 1:
         await divide(engine, n_lists)
@@ -147,6 +148,8 @@ async def test_random_filters_find_what_the_naive_matcher_finds(
 ) -> None:
     """Items are updated and deleted between the filters, so the index is never in the same state twice."""
     monkeypatch.setattr(plan, "_MIN_POOLS", ((1.0, 3),))
+    monkeypatch.setattr(filtered, "_MIN_POOL", 3)
+    monkeypatch.setattr(filtered, "_WORTH_KEEPING", 0)
     monkeypatch.setattr(filtered, "_MAX_EXACT", 10)
     await services.indexes.create(NewIndex(name="test", index_key=KEY, metric="cosine"))
     n_random = 40
@@ -300,7 +303,7 @@ async def test_a_filter_that_takes_too_long_is_given_up(settings: Settings) -> N
         scan_engine = create_scan_engine(settings, settings.database_url or "")
         opened = await services.vectors._opener.open(ACCESS)
         tree = filters.grammar.parse({"one": {"$gt": 1}})
-        search = filtered.FilteredSearch(scan_engine, opened, tree, timeout_ms=1)
+        search = filtered.FilteredSearch(scan_engine, opened, tree, filtered.Estimates(), timeout_ms=1)
         await asyncio.sleep(0.01)
         with pytest.raises(errors.Unavailable, match="too long"):
             search.count()
