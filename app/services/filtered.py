@@ -7,13 +7,14 @@ to the items whose metadata is opened:
 - by sketch, when many have them or it asks for none: the nearest that have them, more and more until enough match;
 - all that have them, when those that match turn out to be few among them.
 
-Then the nearest that match, as many as an unfiltered search would open, are ranked by their exact vectors.
+Then the nearest that match, at least as many as an unfiltered search would open, are ranked by their exact vectors.
+Where tokens tell all there is to know, what has them is ranked first, and only the winners' metadata is opened.
 """
 
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import psycopg
 import sqlalchemy as sa
@@ -25,7 +26,7 @@ from app.domain import Index, Match, Matrix
 from app.services import metadata_schema
 from app.services.opener import OpenIndex
 from app.services.plan import Scan
-from app.services.search import best, open_metadata
+from app.services.search import Winner, best, open_metadata
 from app.stages import stage, timed
 from app.store.engine import Tokens, scan_driver
 from app.store.filtered import Estimate, FullRow, Reach, Row
@@ -56,6 +57,9 @@ _ALL_AT_ONCE = 4
 # How much further to look when it was not enough, and what to add to what should be.
 _FURTHER = 4
 _MARGIN = 1.3
+
+
+_Found: TypeAlias = tuple[Winner, FullRow]
 
 
 class Estimates:
@@ -120,16 +124,55 @@ class FilteredSearch:
             estimate = self._estimates.get(raw, self._opened.index, self._clauses)
             for start in range(0, len(sketches), at_a_time):
                 part = slice(start, start + at_a_time)
-                item_keys = self._nearest(raw, sketches[part], scan, estimate)
-                answer += self._ranked(raw, queries[part], item_keys, scan.top_k, include)
+                found = self._at_once(raw, queries[part], sketches[part], scan, estimate) if self._is_exact else None
+                if found is None:
+                    item_keys = self._nearest(raw, sketches[part], scan, estimate)
+                    found = self._ranked(raw, queries[part], item_keys, scan.top_k)
+                answer += self._answer(found, include)
         return answer
+
+    def _at_once(
+        self,
+        raw: psycopg.Connection[Any],
+        queries: Matrix,
+        sketches: Sequence[bytes],
+        scan: Scan,
+        estimate: Estimate,
+    ) -> list[list[_Found]] | None:
+        """Return for each query the best items that have the tokens, or None if one of these does not match.
+
+        Where tokens tell all there is to know, an item that has them and does not match is one with too many values,
+        or a collision. So it is enough to check the metadata of the winners.
+        """
+        index, limit = self._opened.index, self._pool(scan, estimate)
+        if self._is_by_tokens(scan, estimate, limit):
+            rows = store.filtered.full_by_tokens(raw, index, sketches, self._clauses, limit=limit)
+        else:
+            reach = Reach(limit, scan.n_probes)
+            rows = store.filtered.full_by_sketch(raw, index, sketches, self._clauses, reach)
+        found = self._best(queries, rows, scan.top_k)
+        winners = [Row(row.item_key, row.sealed_metadata) for matches in found for _, row in matches]
+        return found if len(self._matching(winners)) == len(winners) else None
+
+    def _best(self, queries: Matrix, rows: list[list[FullRow]], top_k: int) -> list[list[_Found]]:
+        """Return for each query the best `top_k` of its rows by exact distance, with their rows."""
+        stored = {row.item_key: row for some in rows for row in some}
+        candidates = [[(row.item_key, row.sealed_id, row.sealed_vector) for row in some] for some in rows]
+        return [
+            [(winner, stored[winner.item_key]) for winner in winners]
+            for winners in best(self._opened, queries, candidates, top_k)
+        ]
+
+    def _pool(self, scan: Scan, estimate: Estimate) -> int:
+        """Return how many items that match are to be opened for a query."""
+        least = max(_MIN_POOL, scan.pool)
+        return _FEW_MULT * least if estimate.share < _FEW else int(_MANY_MULT * least)
 
     def _nearest(
         self, raw: psycopg.Connection[Any], sketches: Sequence[bytes], scan: Scan, estimate: Estimate
     ) -> list[list[bytes]]:
         """Return for each sketch the keys of the items nearest by sketch that match: at least `scan.pool`, or all."""
-        least = max(_MIN_POOL, scan.pool)
-        pool = _FEW_MULT * least if estimate.share < _FEW else int(_MANY_MULT * least)
+        pool = self._pool(scan, estimate)
         found: list[list[bytes]] = [[] for _ in sketches]
         pending = list(range(len(sketches)))
         limit = pool if self._is_exact else _FIRST_LOOK * pool
@@ -153,7 +196,9 @@ class FilteredSearch:
             limit = max(_FURTHER * limit, int(_MARGIN * limit * pool / max(1, n_matching)))
             is_first = False
         if pending and self._all is not None:
-            nearest = self._among(raw, [sketches[position] for position in pending], self._all, _FEW_MULT * least)
+            nearest = self._among(
+                raw, [sketches[position] for position in pending], self._all, _FEW_MULT * max(_MIN_POOL, scan.pool)
+            )
             for position, keys in zip(pending, nearest, strict=True):
                 found[position] = keys
         return found
@@ -168,12 +213,16 @@ class FilteredSearch:
     ) -> list[list[Row]]:
         """Return for each sketch the `limit` nearest items that have the tokens, by the cheaper way."""
         index = self._opened.index
-        token_cost = estimate.n_items * estimate.share
-        n_scanned = estimate.n_items * scan.n_probes / index.n_lists
-        sketch_cost = _SKETCH_COST * n_scanned + _FETCH_COST * limit / max(estimate.share, 1e-6)
-        if self._clauses and token_cost < sketch_cost:
+        if self._is_by_tokens(scan, estimate, limit):
             return store.filtered.by_tokens(raw, index, sketches, self._clauses, limit=limit)
         return store.filtered.by_sketch(raw, index, sketches, self._clauses, Reach(limit, scan.n_probes))
+
+    def _is_by_tokens(self, scan: Scan, estimate: Estimate, limit: int) -> bool:
+        """Whether finding all items that have the tokens is cheaper than scanning sketches for those among them."""
+        token_cost = estimate.n_items * estimate.share
+        n_scanned = estimate.n_items * scan.n_probes / self._opened.index.n_lists
+        sketch_cost = _SKETCH_COST * n_scanned + _FETCH_COST * limit / max(estimate.share, 1e-6)
+        return bool(self._clauses) and token_cost < sketch_cost
 
     def _all_matches(self, raw: psycopg.Connection[Any]) -> list[bytes]:
         return [
@@ -215,13 +264,8 @@ class FilteredSearch:
         return self._is_match(open_metadata(self._opened, item_key, sealed_metadata))
 
     def _ranked(
-        self,
-        raw: psycopg.Connection[Any],
-        queries: Matrix,
-        item_keys: list[list[bytes]],
-        top_k: int,
-        include: frozenset[str],
-    ) -> list[list[Match]]:
+        self, raw: psycopg.Connection[Any], queries: Matrix, item_keys: list[list[bytes]], top_k: int
+    ) -> list[list[_Found]]:
         """Return for each query the best `top_k` of its items by exact distance."""
         different = list(dict.fromkeys(key for keys in item_keys for key in keys))
         if not different:
@@ -229,22 +273,20 @@ class FilteredSearch:
         stored = store.filtered.by_keys(raw, self._opened.index, different)
         # What has been replaced since it was looked at is looked at again; what has been deleted is gone.
         matching = set(self._matching([Row(row.item_key, row.sealed_metadata) for row in stored.values()]))
-        candidates = [
-            [(key, stored[key].sealed_id, stored[key].sealed_vector) for key in keys if key in matching]
-            for keys in item_keys
-        ]
+        rows = [[stored[key] for key in keys if key in matching] for keys in item_keys]
+        return self._best(queries, rows, top_k)
+
+    def _answer(self, found: list[list[_Found]], include: frozenset[str]) -> list[list[Match]]:
+        """Return what was found, with the fields of `include`."""
         return [
             [
                 Match(
                     winner.id,
                     winner.distance if "distance" in include else None,
-                    self._metadata(stored[winner.item_key]) if "metadata" in include else None,
+                    open_metadata(self._opened, row.item_key, row.sealed_metadata) if "metadata" in include else None,
                     winner.vector if "vector" in include else None,
                 )
-                for winner in winners
+                for winner, row in matches
             ]
-            for winners in best(self._opened, queries, candidates, top_k)
+            for matches in found
         ]
-
-    def _metadata(self, row: FullRow) -> Any:
-        return open_metadata(self._opened, row.item_key, row.sealed_metadata)

@@ -29,6 +29,8 @@ _SAMPLE_TOKENS = 20
 
 # There are no statistics of tokens, so the planner does not know what the GIN index saves.
 _GIN_SETTINGS = "SELECT set_config('enable_seqscan', 'off', true)"
+_NARROW = "item_key, sealed_metadata"
+_FULL = "item_key, sealed_id, sealed_vector, sealed_metadata"
 _REVISION = "SELECT revision FROM indexes WHERE id = %s"
 
 
@@ -102,6 +104,24 @@ def by_tokens(
     return _rows(raw, index, (_GIN_SETTINGS, ()), _by_tokens(index, clauses, limit), (sketches, *clauses))
 
 
+def full_by_sketch(
+    raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes], clauses: Clauses, reach: Reach
+) -> list[list[FullRow]]:
+    """Return what `by_sketch` does, with all that an answer is made of."""
+    where = f"index_id = %s AND {in_generation(index.generation)} AND {_condition(clauses)}"
+    statement = _ranked(index, where, "{}", reach.limit, _FULL)
+    found = _found(raw, index, (SCAN_SETTINGS, (str(reach.n_probes),)), statement, (sketches, *clauses))
+    return [[FullRow(*row) for row in rows] for rows in found]
+
+
+def full_by_tokens(
+    raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes], clauses: Clauses, *, limit: int
+) -> list[list[FullRow]]:
+    """Return what `by_tokens` does, with all that an answer is made of, in no order."""
+    found = _found(raw, index, (_GIN_SETTINGS, ()), _full_by_tokens(index, clauses, limit), (sketches, *clauses))
+    return [[FullRow(*row) for row in rows] for rows in found]
+
+
 def among(
     raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes], item_keys: Sequence[bytes], *, limit: int
 ) -> list[list[Row]]:
@@ -143,9 +163,9 @@ def by_keys(raw: psycopg.Connection[Any], index: Index, item_keys: Sequence[byte
 def explain(
     raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes], clauses: Clauses, *, uses_tokens: bool
 ) -> str:
-    """Return PostgreSQL's plan for `by_tokens`, or for `by_sketch`."""
+    """Return PostgreSQL's plan for `full_by_tokens`, which holds that of `by_tokens`, or for `by_sketch`."""
     where = f"index_id = %s AND {in_generation(index.generation)} AND {_condition(clauses)}"
-    statement = _by_tokens(index, clauses, 10) if uses_tokens else _ranked(index, where, "{}", 10)
+    statement = _full_by_tokens(index, clauses, 10) if uses_tokens else _ranked(index, where, "{}", 10)
     with raw.pipeline():
         raw.execute(*(_GIN_SETTINGS, ()) if uses_tokens else (SCAN_SETTINGS, ("1",)))
         values = ([VarBit(sketch) for sketch in sketches], index.id, *clauses)
@@ -159,23 +179,38 @@ def _by_tokens(index: Index, clauses: Clauses, limit: int) -> str:
     return _ranked(index, f"index_id IS NOT DISTINCT FROM %s AND {_condition(clauses)}", "({}) + 0", limit)
 
 
+def _full_by_tokens(index: Index, clauses: Clauses, limit: int) -> str:
+    # What is sorted are places in the table; the wide columns are read for those that are left.
+    where = f"index_id IS NOT DISTINCT FROM %s AND {_condition(clauses)}"
+    name, nearest = partition_name(index.id), _nearest(index, where, "({}) + 0", limit, "ctid AS place")
+    return _for_each_sketch(f"SELECT {_FULL} FROM ({nearest}) AS nearest JOIN {name} AS item ON item.ctid = place")
+
+
 def _condition(clauses: Clauses) -> str:
     """Return the clauses as a condition, with a parameter for each."""
     return " AND ".join(["tokens && %s::bigint[]"] * len(clauses)) or "true"
 
 
-def _ranked(index: Index, where: str, order: str, limit: int) -> str:
+def _ranked(index: Index, where: str, order: str, limit: int, columns: str = _NARROW) -> str:
     """Return the statement that finds for each sketch the `limit` nearest items that meet `where`."""
-    bits = index.sketch_bits
-    distance = f"{sketch_expression(index.encoder_version, bits or 0)} <~> query.sketch::bit({bits})"
+    return _for_each_sketch(_nearest(index, where, order, limit, columns))
+
+
+def _for_each_sketch(nearest: str) -> str:
     return f"""
         SELECT query.position, candidate.*
         FROM unnest(%b::varbit[]) WITH ORDINALITY AS query (sketch, position)
-        CROSS JOIN LATERAL (
-            SELECT item_key, sealed_metadata FROM {partition_name(index.id)}
-            WHERE {where} ORDER BY {order.format(distance)} LIMIT {limit:d}
-        ) AS candidate
+        CROSS JOIN LATERAL ({nearest}) AS candidate
         """
+
+
+def _nearest(index: Index, where: str, order: str, limit: int, columns: str) -> str:
+    bits = index.sketch_bits
+    distance = f"{sketch_expression(index.encoder_version, bits or 0)} <~> query.sketch::bit({bits})"
+    return (
+        f"SELECT {columns} FROM {partition_name(index.id)} WHERE {where}"
+        f" ORDER BY {order.format(distance)} LIMIT {limit:d}"
+    )
 
 
 def _rows(
@@ -185,14 +220,24 @@ def _rows(
     statement: str,
     parameters: tuple[Any, ...],
 ) -> list[list[Row]]:
-    """Return what a statement by `_ranked` finds for each sketch; these are the first of the parameters."""
+    return [[Row(*row) for row in rows] for rows in _found(raw, index, settings, statement, parameters)]
+
+
+def _found(
+    raw: psycopg.Connection[Any],
+    index: Index,
+    settings: tuple[str, tuple[str, ...]],
+    statement: str,
+    parameters: tuple[Any, ...],
+) -> list[list[list[Any]]]:
+    """Return what a statement finds for each sketch; these are the first of the parameters."""
     sketches, *others = parameters
     with _pipeline(raw, index):
         raw.execute(*settings, prepare=True)
         found = raw.execute(statement, ([VarBit(sketch) for sketch in sketches], index.id, *others), prepare=True)
-    answer: list[list[Row]] = [[] for _ in sketches]
-    for position, item_key, sealed_metadata in found:
-        answer[position - 1].append(Row(item_key, sealed_metadata))
+    answer: list[list[list[Any]]] = [[] for _ in sketches]
+    for position, *row in found:
+        answer[position - 1].append(row)
     return answer
 
 
