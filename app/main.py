@@ -17,10 +17,9 @@ from app.api.logs import logging_config
 from app.api.middleware import (
     ContractPaths,
     RequestLimit,
-    add_request_id,
     cors,
+    header_hook,
     keep_escaped_slashes,
-    security_headers,
 )
 from app.api.openapi import openapi_routes
 from app.api.telemetry import tracing
@@ -87,7 +86,7 @@ def create_app(settings: Settings, outermost: Sequence[Middleware] = ()) -> Lite
             ContractPaths(),
             RequestLimit(settings.max_requests_in_work),
         ],
-        before_send=[add_request_id, security_headers(settings), metrics.observe],
+        before_send=[header_hook(settings), metrics.observe],
         after_exception=[metrics.count_damage],
         response_class=metrics.TimedResponse,
         exception_handlers=EXCEPTION_HANDLERS,

@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 from uuid import uuid4
 
 from litestar.config.cors import CORSConfig
-from litestar.datastructures import Headers, MutableScopeHeaders
+from litestar.datastructures import Headers
 from litestar.enums import ScopeType
 from litestar.exceptions import MethodNotAllowedException
 from litestar.middleware import ASGIMiddleware
@@ -51,31 +51,31 @@ def request_id(scope: Scope) -> str:
     return cast("str", state["request_id"])
 
 
-async def add_request_id(message: Message, scope: Scope) -> None:
-    """Name the request in its answer, whatever the answer is."""
-    if message["type"] == "http.response.start":
-        MutableScopeHeaders.from_message(message)["X-Request-Id"] = request_id(scope)
+def header_hook(settings: Settings) -> Callable[[Message, Scope], Awaitable[None]]:
+    """Return the hook that names the request in its answer and tells browsers and caches what to do with it.
 
-
-def security_headers(settings: Settings) -> Callable[[Message, Scope], Awaitable[None]]:
-    """Return the hook that tells browsers to keep out, caches to keep nothing, and over TLS to stay with it."""
-    headers = {
-        "Cache-Control": "no-store",
-        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-        "Referrer-Policy": "no-referrer",
-        "X-Content-Type-Options": "nosniff",
+    Browsers are to keep out, caches to keep nothing, and over TLS to stay with it.
+    """
+    fixed = {
+        b"cache-control": b"no-store",
+        b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+        b"referrer-policy": b"no-referrer",
+        b"x-content-type-options": b"nosniff",
     }
     if settings.ssl_cert_path is not None:
-        headers["Strict-Transport-Security"] = "max-age=31536000"
+        fixed[b"strict-transport-security"] = b"max-age=31536000"
 
-    async def add_security_headers(message: Message, _: Scope) -> None:
-        if message["type"] == "http.response.start":
-            own = MutableScopeHeaders.from_message(message)
-            for name, value in headers.items():
-                # A page of ours that needs scripts says so itself.
-                own.setdefault(name, value)
+    async def add_headers(message: Message, scope: Scope) -> None:
+        if message["type"] != "http.response.start":
+            return
+        headers = list(message["headers"])
+        # A page of ours that needs scripts says so itself.
+        own = {name.lower() for name, _ in headers}
+        headers += [(name, value) for name, value in fixed.items() if name not in own]
+        headers.append((b"x-request-id", request_id(scope).encode()))
+        message["headers"] = headers
 
-    return add_security_headers
+    return add_headers
 
 
 def cors(settings: Settings) -> CORSConfig | None:

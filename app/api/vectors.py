@@ -4,6 +4,7 @@ from litestar import Router, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
+from app.api.direct import DirectVectors
 from app.api.schemas import (
     BinaryQueryRequest,
     BinaryUpsertRequest,
@@ -99,4 +100,5 @@ router = Router(
     "/vectors",
     route_handlers=[upsert, upsert_binary, query, query_binary, get_items, delete, list_ids, num_vectors],
     tags=["vectors"],
+    middleware=[DirectVectors()],
 )

@@ -23,6 +23,7 @@ from granian.constants import Interfaces, Loops
 from granian.log import LogLevels
 from granian.server.mp import MPServer
 from litestar import Litestar
+from threadpoolctl import threadpool_limits
 
 from app.api.telemetry import check_tracing
 from app.configuration import Configuration
@@ -71,6 +72,8 @@ def migrate(settings: Settings) -> str:
 def create_worker_app() -> Litestar:
     """Return the application of a worker process, which ends when its supervisor does."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    # The workers are the threads: more of them only wait for each other, and spin while they do.
+    threadpool_limits(1, user_api="blas")
     return create_app_from_env()
 
 

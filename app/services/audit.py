@@ -9,7 +9,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app import errors, store
 from app.crypto import keys
 from app.domain import AuditEntry, Index, IndexAccess
-from app.settings import Settings
 from app.stages import stage
 
 _READS = frozenset(
@@ -56,11 +55,8 @@ async def record_request(engine: AsyncEngine, access: IndexAccess, operation: st
 
 
 @asynccontextmanager
-async def reads(engine: AsyncEngine, settings: Settings, access: IndexAccess) -> AsyncIterator[None]:
-    """Record what happens in the block, if the settings ask for it: a read before it is answered, or a refusal."""
-    if not settings.audit_reads:
-        yield
-        return
+async def reads(engine: AsyncEngine, access: IndexAccess) -> AsyncIterator[None]:
+    """Record what happens in the block: a read before it is answered, or a refusal."""
     try:
         yield
     except errors.AppError as error:

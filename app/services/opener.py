@@ -21,7 +21,7 @@ from cachetools import LRUCache, TTLCache
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app import errors, store
+from app import errors, search, store
 from app.crypto import aead, keys, sessions, sketch, user_keys
 from app.domain import Caller, Index, IndexAccess, MetadataSchema, Permission, UserToken
 from app.services import audit, metadata_schema
@@ -42,7 +42,7 @@ _TRANSIENT = (pg.DeadlockDetected, pg.SerializationFailure, pg.UndefinedTable)
 
 @dataclass(frozen=True, slots=True)
 class OpenIndex:
-    """An index whose key was presented; `encoder` is None until the first upsert.
+    """An index whose key was presented; `encoder` is None until the first upsert, `profile` until it was measured.
 
     With the keys of a user who may only write, no stored value opens (`keys.WriterKeys`). While a training moves to
     another encoder, that is `next_encoder`, and writers use both.
@@ -54,6 +54,7 @@ class OpenIndex:
     next_encoder: sketch.Encoder | None = None
     permissions: frozenset[Permission] = frozenset(Permission)
     schema: MetadataSchema | None = None
+    profile: search.profile.Profile | None = None
 
 
 class IndexOpener:
@@ -80,7 +81,9 @@ class IndexOpener:
         the index changed. A user must have the permission that it `needs`; None is for what every user of the index
         may do, and for routes that let in none. Raises `NotFound`, `KeyRejected`, `Forbidden`.
         """
-        async with audit.reads(self._engine, self._settings, access):
+        if not self._settings.audit_reads:
+            return await self._attempts(access, operation, needs)
+        async with audit.reads(self._engine, access):
             return await self._attempts(access, operation, needs)
 
     async def _attempts(
@@ -217,7 +220,7 @@ def _unwrap_dek(index: Index, kek: bytes) -> bytes:
 def _with_row(opened: OpenIndex, index: Index) -> OpenIndex:
     before = opened.index
     if (before.sealed_encoder, before.sealed_next_encoder) == (index.sealed_encoder, index.sealed_next_encoder):
-        return replace(opened, index=index)
+        return replace(opened, index=index, profile=_profile(index))
     return open_row(index, opened.keys, opened.permissions)
 
 
@@ -229,7 +232,11 @@ def open_row(
         build_encoder(index, index_keys, sealed) for sealed in (index.sealed_encoder, index.sealed_next_encoder)
     )
     schema = metadata_schema.of(index, index_keys)
-    return OpenIndex(index, index_keys, encoder, next_encoder, permissions, schema)
+    return OpenIndex(index, index_keys, encoder, next_encoder, permissions, schema, _profile(index))
+
+
+def _profile(index: Index) -> search.profile.Profile | None:
+    return search.profile.Profile.from_json(index.n_lists, index.profile)
 
 
 def build_encoder(index: Index, index_keys: keys.IndexKeys, sealed: bytes | None) -> sketch.Encoder | None:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from app import errors, search
-from app.domain import Index, Query
+from app.domain import Query
+from app.services.opener import OpenIndex
 
 _DEFAULT_RERANK_MULT = 10
 _MAX_INT32 = 2**31 - 1
@@ -32,10 +33,11 @@ def check(query: Query) -> None:
         raise errors.InvalidInput(f"target_recall must be between {_MIN_TARGET_RECALL} and 1")
 
 
-def scan(index: Index, query: Query, top_k: int, default_target: float) -> Scan:
+def scan(opened: OpenIndex, query: Query, top_k: int, default_target: float) -> Scan:
     """Return the scan for `query`: what it says itself, and for the rest what the index's profile says."""
+    index = opened.index
     target = default_target if query.target_recall is None else query.target_recall
-    choice = _choice(index, top_k, target)
+    choice = _choice(opened, top_k, target)
     pool = choice.pool
     if query.rerank_mult is not None:
         pool = top_k * max(1, query.rerank_mult)
@@ -44,13 +46,12 @@ def scan(index: Index, query: Query, top_k: int, default_target: float) -> Scan:
     return Scan(top_k, pool, min(query.n_probes or choice.n_probes, index.n_lists))
 
 
-def _choice(index: Index, top_k: int, target: float) -> search.profile.Choice:
-    profile = search.profile.Profile.from_json(index.n_lists, index.profile)
-    if profile is not None:
-        return profile.choice(top_k, target)
+def _choice(opened: OpenIndex, top_k: int, target: float) -> search.profile.Choice:
+    if opened.profile is not None:
+        return opened.profile.choice(top_k, target)
     floor = next(pool for recall, pool in _MIN_POOLS if target <= recall)
     # Without a profile, as after a training by someone without a key, every list is read: slow, but never wrong.
-    return search.profile.Choice(index.n_lists, max(floor, top_k * _DEFAULT_RERANK_MULT))
+    return search.profile.Choice(opened.index.n_lists, max(floor, top_k * _DEFAULT_RERANK_MULT))
 
 
 def _check_range(name: str, value: int | None, minimum: int) -> None:

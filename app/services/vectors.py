@@ -94,7 +94,7 @@ class VectorService:
         async def search_index(opened: OpenIndex) -> list[list[Match]]:
             tree = filters.grammar.parse(query.filters) if query.filters else None
             vectors = _query_matrix(await self._embedding.vectorise(opened.index, query), opened.index)
-            scan = await self._plan(opened.index, query)
+            scan = await self._plan(opened, query)
             if opened.encoder is None:
                 async with stage("sql"), self._engine.connect() as connection:
                     await store.indexes.check_revision(connection, opened.index)
@@ -109,16 +109,16 @@ class VectorService:
 
         return await self._opener.with_index(access, search_index, needs=Permission.READ)
 
-    async def _plan(self, index: Index, query: Query) -> plan.Scan:
+    async def _plan(self, opened: OpenIndex, query: Query) -> plan.Scan:
         plan.check(query)
         top_k = query.top_k
         if top_k > self._settings.max_top_k:
             async with stage("sql"), self._engine.connect() as connection:
-                n_items, _ = await store.indexes.count(connection, index.id)
+                n_items, _ = await store.indexes.count(connection, opened.index.id)
             top_k = max(1, min(top_k, n_items))
             if top_k > self._settings.max_top_k:
                 raise errors.InvalidInput(f"top_k can be at most {self._settings.max_top_k}")
-        return plan.scan(index, query, top_k, self._settings.target_recall)
+        return plan.scan(opened, query, top_k, self._settings.target_recall)
 
     def _filtered(self, engine: sa.Engine, opened: OpenIndex, tree: filters.nodes.Node) -> FilteredSearch:
         return FilteredSearch(engine, opened, tree, self._estimates, self._settings.statement_timeout_ms)

@@ -1,0 +1,55 @@
+"""The short way through the framework, for the routes of items: from the body to the handler to the answer.
+
+A route is declared as any other. This middleware stands in front of the framework's own steps (signature models,
+dependencies, response objects) and does in their place what these routes need, in a third of the time
+(docs/decisions/0070). Guards, error handlers and whatever else surrounds a request stay the framework's.
+"""
+
+from typing import Any
+
+from litestar import Request
+from litestar.enums import ScopeType
+from litestar.handlers import HTTPRouteHandler
+from litestar.middleware import ASGIMiddleware
+from litestar.serialization import encode_json
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from app.api.bodies import check_headers, decode
+from app.errors import BodyProblem, InvalidBody
+from app.services.context import ServiceContext
+from app.stages import stage
+
+
+class DirectVectors(ASGIMiddleware):
+    """Answers for handlers that take `data`, `caller` and `vectors` and return a struct."""
+
+    scopes = (ScopeType.HTTP,)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        """Answer the request; `next_app`, the framework's way, is not taken."""
+        del next_app
+        handler = scope["route_handler"]
+        assert isinstance(handler, HTTPRouteHandler)  # noqa: S101 - these routes are of no other kind
+        request: Request[Any, Any, Any] = Request(scope, receive)
+        for guard in handler.resolve_guards():
+            await guard(request, handler)  # type: ignore[misc]  # the framework has made them all awaitable
+        data = await _data(request, handler)
+        services: ServiceContext = scope["litestar_app"].state.services
+        answer = await handler.fn(data=data, caller=scope["user"], vectors=services.vectors)
+        with stage("encode"):
+            body = encode_json(answer)
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def _data(request: Request[Any, Any, Any], handler: HTTPRouteHandler) -> Any:
+    """Return the body as the struct that annotates the handler's `data`. Raises `InvalidBody`."""
+    body = await request.body()
+    if not body:
+        raise InvalidBody(BodyProblem("missing", ("body",), "Field required"))
+    field = handler.parsed_data_field
+    assert field is not None  # noqa: S101 - these routes have bodies
+    with stage("parse"):
+        check_headers(request.headers)
+        return decode(body, field.annotation)
