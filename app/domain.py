@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Self, TypeAlias
+from itertools import accumulate
+from typing import Any, Self, TypeAlias, overload
 from uuid import UUID
 
 import numpy as np
@@ -15,11 +16,42 @@ Matrix: TypeAlias = NDArray[np.float32]
 # Packed bits, eight to a byte, most significant first, one row a vector: what PostgreSQL stores in a bit string.
 Sketches: TypeAlias = NDArray[np.uint8]
 Metadata: TypeAlias = Mapping[str, Any]
-# A row of the approximate scan, not yet opened: item key, sealed id, sealed vector. A tuple, since there are
-# hundreds in every query.
-Candidate: TypeAlias = tuple[bytes, bytes, bytes]
 
 MAX_DIMENSION = 65_535
+
+
+class Joined(Sequence[bytes]):
+    """Byte strings that lie one after the other in a larger one."""
+
+    __slots__ = ("_ends", "joined", "width")
+
+    def __init__(self, joined: bytes, lengths: Sequence[int]) -> None:
+        self.joined = joined
+        # That of all, if they have the same.
+        self.width = lengths[0] if len(set(lengths)) == 1 else None
+        self._ends = list(accumulate(lengths, initial=0))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, place: int) -> bytes: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[bytes]: ...
+    def __getitem__(self, place: int | slice) -> bytes | list[bytes]:
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(len(self)))]
+        place = range(len(self))[place]
+        return self.joined[self._ends[place] : self._ends[place + 1]]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What a scan has found for a query, not yet opened: a column each, for there are hundreds in every query."""
+
+    item_keys: Sequence[bytes]
+    sealed_ids: Sequence[bytes]
+    sealed_vectors: Sequence[bytes]
 
 
 class Metric(StrEnum):

@@ -20,6 +20,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
+from app.domain import Joined
 from app.errors import DataCorrupted
 
 VERSION = 1
@@ -150,20 +151,25 @@ class Sealer:
         """
         rows = np.empty((len(sealed), dimension), dtype.newbyteorder("<"))
         width = dimension * rows.itemsize
-        if set(map(len, sealed)) - {width + OVERHEAD_BYTES} or set(map(len, item_keys)) - {ITEM_KEY_BYTES}:
+        joined = _joined(sealed, width + OVERHEAD_BYTES)
+        if joined is None or set(map(len, item_keys)) - {ITEM_KEY_BYTES}:
             return self._open_each(item_keys, sealed, rows)
+        step = width + OVERHEAD_BYTES
+        if any(joined[start] != VERSION for start in range(0, len(joined), step)):
+            raise self._corrupted()
         target = rows.reshape(-1).view(np.uint8).data
         shards, prefix, suffix = self._shards, self._aad_prefix, self._aad_suffix
-        start = 0
         try:
-            for item_key, value in zip(item_keys, sealed, strict=True):
-                if value[0] != VERSION:
-                    raise self._corrupted()
-                end = start + width
+            for item_key, start, place in zip(
+                item_keys, range(0, len(joined), step), range(0, len(target), width), strict=True
+            ):
+                body = start + HEADER_BYTES
                 shards[item_key[0] & _SHARD_MASK].decrypt_into(
-                    value[1:HEADER_BYTES], value[HEADER_BYTES:], prefix + item_key + suffix, target[start:end]
+                    joined[start + 1 : body],
+                    joined[body : start + step],
+                    b"%b%b%b" % (prefix, item_key, suffix),
+                    target[place : place + width],
                 )
-                start = end
         except InvalidTag as error:
             raise self._corrupted() from error
         return rows
@@ -179,3 +185,10 @@ class Sealer:
 
     def _corrupted(self) -> DataCorrupted:
         return DataCorrupted(f"a stored value of the column '{self._label}' does not open")
+
+
+def _joined(values: Sequence[bytes], length: int) -> bytes | None:
+    """Return `values` one after the other if each is `length` bytes long."""
+    if isinstance(values, Joined):
+        return values.joined if values.width == length else None
+    return None if set(map(len, values)) - {length} else b"".join(values)

@@ -22,7 +22,7 @@ from cachetools import TTLCache
 
 from app import errors, filters, store
 from app.crypto import sketch, tokens
-from app.domain import Index, Match, Matrix
+from app.domain import Candidates, Index, Match, Matrix
 from app.services import metadata_schema
 from app.services.opener import OpenIndex
 from app.services.plan import Scan
@@ -157,7 +157,12 @@ class FilteredSearch:
     def _best(self, queries: Matrix, rows: list[list[FullRow]], top_k: int) -> list[list[_Found]]:
         """Return for each query the best `top_k` of its rows by exact distance, with their rows."""
         stored = {row.item_key: row for some in rows for row in some}
-        candidates = [[(row.item_key, row.sealed_id, row.sealed_vector) for row in some] for some in rows]
+        candidates = [
+            Candidates(
+                [row.item_key for row in some], [row.sealed_id for row in some], [row.sealed_vector for row in some]
+            )
+            for some in rows
+        ]
         return [
             [(winner, stored[winner.item_key]) for winner in winners]
             for winners in best(self._opened, queries, candidates, top_k)

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from app import search, store
 from app.crypto import sketch
-from app.domain import Candidate, Match, Matrix, Metadata, Vector
+from app.domain import Candidates, Match, Matrix, Metadata, Vector
 from app.services.batch import VECTOR_DTYPES
 from app.services.opener import OpenIndex
 from app.services.plan import Scan
@@ -113,18 +113,22 @@ class Winner:
 
 
 @timed("rerank")
-def best(
-    opened: OpenIndex, queries: Matrix, candidates: Sequence[Sequence[Candidate]], top_k: int
-) -> list[list[Winner]]:
+def best(opened: OpenIndex, queries: Matrix, candidates: Sequence[Candidates], top_k: int) -> list[list[Winner]]:
     """Return for each query the `top_k` of its candidates with the smallest exact distances, nearest first."""
     if len(queries) == 1:
-        return [_best_of(opened, queries[0], candidates[0], _open(opened, candidates[0]), top_k)]
+        found = candidates[0]
+        vectors = _open(opened, found.item_keys, found.sealed_vectors)
+        return [_best_of(opened, queries[0], found, vectors, top_k)]
     # Queries of a batch may share candidates: each is opened once.
-    different = {candidate[0]: candidate for found in candidates for candidate in found}
-    vectors = _open(opened, list(different.values()))
+    different = {
+        item_key: sealed
+        for found in candidates
+        for item_key, sealed in zip(found.item_keys, found.sealed_vectors, strict=True)
+    }
+    vectors = _open(opened, list(different), list(different.values()))
     places = {item_key: place for place, item_key in enumerate(different)}
     return [
-        _best_of(opened, query, found, vectors[[places[candidate[0]] for candidate in found]], top_k)
+        _best_of(opened, query, found, vectors[[places[item_key] for item_key in found.item_keys]], top_k)
         for query, found in zip(queries, candidates, strict=True)
     ]
 
@@ -135,24 +139,20 @@ def open_metadata(opened: OpenIndex, item_key: bytes, sealed: bytes | None) -> M
     return {} if sealed is None else _decode_metadata(opened.keys.metadata.open(item_key, sealed))
 
 
-def _best_of(
-    opened: OpenIndex, query: Vector, candidates: Sequence[Candidate], vectors: Matrix, top_k: int
-) -> list[Winner]:
+def _best_of(opened: OpenIndex, query: Vector, found: Candidates, vectors: Matrix, top_k: int) -> list[Winner]:
     order, distances = search.rerank.nearest(opened.index.metric, query, vectors, top_k)
     winners = []
     for row, distance in zip(order.tolist(), distances.tolist(), strict=True):
-        item_key, sealed_id, _ = candidates[row]
-        winners.append(Winner(item_key, opened.keys.ids.open(item_key, sealed_id).decode(), distance, vectors[row]))
+        item_key = found.item_keys[row]
+        item_id = opened.keys.ids.open(item_key, found.sealed_ids[row]).decode()
+        winners.append(Winner(item_key, item_id, distance, vectors[row]))
     return winners
 
 
 @timed("open")
-def _open(opened: OpenIndex, candidates: Sequence[Candidate]) -> Matrix:
-    """Return the vectors of `candidates` (n, d), as float32."""
+def _open(opened: OpenIndex, item_keys: Sequence[bytes], sealed_vectors: Sequence[bytes]) -> Matrix:
+    """Return vectors (n, d), as float32."""
     vectors = opened.keys.vectors.open_rows(
-        [candidate[0] for candidate in candidates],
-        [candidate[2] for candidate in candidates],
-        VECTOR_DTYPES[opened.index.storage_precision],
-        opened.index.dimension or 0,
+        item_keys, sealed_vectors, VECTOR_DTYPES[opened.index.storage_precision], opened.index.dimension or 0
     )
     return vectors.astype(np.float32, copy=False)

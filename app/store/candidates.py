@@ -3,13 +3,14 @@
 These functions block: a search runs in a thread, on a connection of `engine.create_scan_engine`.
 """
 
+import struct
 from collections.abc import Sequence
 from typing import Any
 
 import psycopg
 from psycopg import errors as pg
 
-from app.domain import Candidate, Index
+from app.domain import Candidates, Index, Joined
 from app.store.engine import VarBit
 from app.store.indexes import StaleIndex
 from app.store.partitions import in_generation, sketch_expression
@@ -21,11 +22,20 @@ SCAN_SETTINGS = (
     "SELECT set_config('ivfflat.probes', %s, true), set_config('enable_sort', 'off', true),"
     " set_config('ivfflat.iterative_scan', 'relaxed_order', true)"
 )
+_ITEM_KEY_BYTES = 16
+_LENGTH_BYTES = 4
+# The candidates of one sketch come as one row: a row for each would be a message, an allocation and a tuple for each,
+# which for a thousand of them takes as long as scanning for them. PostgreSQL makes no value larger than 1 GB.
+_PACKED = """
+    string_agg(item_key, ''),
+    string_agg(int4send(octet_length(sealed_id)), ''), string_agg(sealed_id, ''),
+    string_agg(int4send(octet_length(sealed_vector)), ''), string_agg(sealed_vector, '')
+    """
 
 
 def nearest(
     raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes], *, pool: int, n_probes: int
-) -> list[list[Candidate]]:
+) -> list[Candidates]:
     """Return for each sketch (m bits) the `pool` items whose sketches differ from it in the fewest bits.
 
     The scan is approximate: it reads `n_probes` of the index's IVF lists, and more only as long as it has
@@ -43,12 +53,8 @@ def nearest(
             raise StaleIndex
     except pg.UndefinedTable as error:
         raise StaleIndex from error
-    if len(sketches) == 1:
-        return [found.fetchall()]
-    answer: list[list[Candidate]] = [[] for _ in sketches]
-    for position, *candidate in found:
-        answer[position - 1].append((candidate[0], candidate[1], candidate[2]))
-    return answer
+    answer = {position: _unpacked(*packed) for position, *packed in found}
+    return [answer[position] for position in range(1, len(sketches) + 1)]
 
 
 def metadata(
@@ -74,17 +80,36 @@ def explain(raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes
 
 def _statement(index: Index, sketches: Sequence[bytes], pool: int) -> tuple[str, tuple[Any, ...]]:
     bits = index.sketch_bits
-    nearest_to = f"""
-        SELECT item_key, sealed_id, sealed_vector FROM {partition_name(index.id)}
-        WHERE index_id = %s AND {in_generation(index.generation)}
-        ORDER BY {sketch_expression(index.encoder_version, bits or 0)} <~> {{}}::bit({bits}) LIMIT %s
+    statement = f"""
+        SELECT {{}}{_PACKED} FROM (
+            SELECT item_key, sealed_id, sealed_vector FROM {partition_name(index.id)}
+            WHERE index_id = %s AND {in_generation(index.generation)}
+            ORDER BY {sketch_expression(index.encoder_version, bits or 0)} <~> {{}}::bit({bits}) LIMIT %s
+        ) AS candidate
         """
     if len(sketches) == 1:
-        return nearest_to.format("%s::varbit"), (index.id, VarBit(sketches[0]), pool)
+        return statement.format("1, ", "%s::varbit"), (index.id, VarBit(sketches[0]), pool)
     # One statement for the batch: LATERAL repeats the index scan for each sketch.
-    statement = f"""
-        SELECT query.position, candidate.*
-        FROM unnest(%b::varbit[]) WITH ORDINALITY AS query (sketch, position)
-        CROSS JOIN LATERAL ({nearest_to.format("query.sketch")}) AS candidate
+    batch = f"""
+        SELECT query.position, packed.* FROM unnest(%b::varbit[]) WITH ORDINALITY AS query (sketch, position)
+        CROSS JOIN LATERAL ({statement.format("", "query.sketch")}) AS packed
         """
-    return statement, ([VarBit(sketch) for sketch in sketches], index.id, pool)
+    return batch, ([VarBit(sketch) for sketch in sketches], index.id, pool)
+
+
+def _unpacked(
+    item_keys: bytes | None, id_lengths: bytes, sealed_ids: bytes, vector_lengths: bytes, sealed_vectors: bytes
+) -> Candidates:
+    """Return the candidates that were packed by `_PACKED`; of none, the aggregates are NULL."""
+    if item_keys is None:
+        return Candidates([], [], [])
+    starts = range(0, len(item_keys), _ITEM_KEY_BYTES)
+    return Candidates(
+        [item_keys[start : start + _ITEM_KEY_BYTES] for start in starts],
+        Joined(sealed_ids, _numbers(id_lengths)),
+        Joined(sealed_vectors, _numbers(vector_lengths)),
+    )
+
+
+def _numbers(data: bytes) -> tuple[int, ...]:
+    return struct.unpack(f">{len(data) // _LENGTH_BYTES}i", data)

@@ -6,13 +6,16 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
 from psycopg.pq import Trace
 
-from app.domain import Caller, IndexAccess, Item, NewIndex, Query
+from app import store
+from app.domain import Caller, Candidates, IndexAccess, Item, NewIndex, Query
 from app.services.context import ServiceContext
 from app.settings import Settings
 
@@ -53,8 +56,18 @@ def counted(engine: sa.Engine, path: Path) -> Iterator[Counter[str]]:
 async def search(services: ServiceContext, tmp_path: Path, query: Query) -> Counter[str]:
     """Search, then search again with everything prepared and remembered, and count that."""
     await services.vectors.query(ACCESS, query)
-    with counted(services.vectors._searcher._engine, tmp_path / "trace") as counts:
+    nearest, found = store.candidates.nearest, []
+
+    def remembered(*args: Any, **options: Any) -> list[Candidates]:
+        found.extend(nearest(*args, **options))
+        return found
+
+    with (
+        patch.object(store.candidates, "nearest", remembered),
+        counted(services.vectors._searcher._engine, tmp_path / "trace") as counts,
+    ):
         await services.vectors.query(ACCESS, query)
+    counts["candidates"] = sum(len(candidates.item_keys) for candidates in found)
     return counts
 
 
@@ -63,8 +76,9 @@ async def test_a_search_is_one_round_trip_of_three_statements(services: ServiceC
     assert counts["F Sync"] == 1
     assert counts["F Execute"] == 3
     assert counts["F Parse"] == 0
-    # The settings, the revision, and 200 candidates: no row more is read or opened.
-    assert counts["B DataRow"] == 1 + 1 + 200
+    # The settings, the revision, and the candidates, of which none more is read or opened.
+    assert counts["B DataRow"] == 1 + 1 + 1
+    assert counts["candidates"] == 200
 
 
 async def test_metadata_is_one_more_round_trip_for_the_winners_alone(services: ServiceContext, tmp_path: Path) -> None:
@@ -72,11 +86,13 @@ async def test_metadata_is_one_more_round_trip_for_the_winners_alone(services: S
         services, tmp_path, Query(vectors=QUERY[:1], top_k=10, include=frozenset({"distance", "metadata"}))
     )
     assert counts["F Sync"] == 2
-    assert counts["B DataRow"] == 1 + 1 + 200 + 10
+    assert counts["B DataRow"] == 1 + 1 + 1 + 10
+    assert counts["candidates"] == 200
 
 
 async def test_a_batch_of_queries_is_one_statement(services: ServiceContext, tmp_path: Path) -> None:
     counts = await search(services, tmp_path, Query(vectors=QUERY, top_k=10))
     assert counts["F Sync"] == 1
     assert counts["F Execute"] == 3
-    assert counts["B DataRow"] == 1 + 1 + len(QUERY) * 200
+    assert counts["B DataRow"] == 1 + 1 + len(QUERY)
+    assert counts["candidates"] == len(QUERY) * 200
