@@ -5,7 +5,7 @@ says at which place of the candidates each of them comes, for a growing number o
 finds those whose place is at most P, so one scan tells the recall of every pool.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +21,9 @@ MAX_POOL = 2_000
 DEEP_POOL = 10_000
 
 _POOL_STEP = 1.2
-# Recall measured on a sample is uncertain; a promise is kept if the recall is above it by so many standard errors.
-_STANDARD_ERRORS = 1.5
+# Recall measured on a sample is uncertain; a promise is kept if the recall is above it by so many standard errors,
+# which is where it is in nine cases of ten.
+_STANDARD_ERRORS = 1.28
 # Outside these, a recall is not worth measuring.
 _LITTLE, _ENOUGH = 0.75, 0.985
 _PROBE_STEP = 1.6
@@ -34,8 +35,8 @@ _MIN_CLEAR_QUERIES = 30
 
 # Time of a search in microseconds, measured on one core: reading a sketch of 768 bits, and fetching, opening and
 # comparing a candidate of 384 numbers.
-_SCAN_US_PER_BIT = 0.27 / 768
-_CANDIDATE_US = 5.0
+_SCAN_US_PER_BIT = 0.16 / 768
+_CANDIDATE_US = 4.0
 _CANDIDATE_US_PER_NUMBER = 3.0 / 384
 
 
@@ -187,6 +188,31 @@ def is_enough(points: Sequence[Point]) -> bool:
 def reaches(points: Sequence[Point], target_recall: float) -> bool:
     """Whether some setting keeps `target_recall`."""
     return any(point.lower >= target_recall for point in points)
+
+
+def about(points: Sequence[Point], target_recall: float, n_lists: int) -> list[int]:
+    """Return the numbers of probes that may be the fewest to keep `target_recall`, as `points` roughly tell."""
+    reached = {point.n_probes for point in points if point.recall >= target_recall}
+    if not reached:
+        return []
+    high = min(reached)
+    low = max((point.n_probes for point in points if point.n_probes < high), default=1)
+    counts = (round((low * high) ** 0.5), high, round(high * _PROBE_STEP**0.5))
+    return sorted({min(count, n_lists) for count in counts})
+
+
+def add(points: dict[int, list[Point]], measured: Mapping[int, Sequence[Point]]) -> None:
+    """Add what was `measured` to `points`, by numbers of results."""
+    for top_k, new in measured.items():
+        points[top_k] += new
+
+
+def replace(points: dict[int, list[Point]], measured: Mapping[int, Sequence[Point]]) -> None:
+    """Add what was `measured` with more queries, and forget what fewer queries said of as many probes."""
+    for top_k, new in measured.items():
+        better = {point.n_probes for point in new}
+        points[top_k][:] = [point for point in points[top_k] if point.n_probes not in better]
+    add(points, measured)
 
 
 def cheapest(points: Sequence[Point], workload: Workload) -> list[Point]:

@@ -11,9 +11,9 @@ from app import errors, store
 from app.crypto import keys, sketch
 from app.domain import MAX_DIMENSION, OPERATOR, Caller, IndexAccess, IndexDescription, Metric, NewIndex
 from app.services import audit, drift, metadata_schema
+from app.services.calibration import imbalance
 from app.services.embedding import EmbeddingService
 from app.services.opener import IndexOpener, OpenIndex
-from app.services.trainer import imbalance
 from app.settings import Settings
 from app.stages import stage
 

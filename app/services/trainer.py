@@ -10,23 +10,22 @@ few milliseconds at a time, so that requests of the same worker get their turn i
 import asyncio
 import logging
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 from uuid import UUID
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app import errors, search, store
+from app import errors, store
 from app.crypto import aead, sketch
 from app.domain import Index, Matrix, TrainingResult
-from app.search import calibrate
 from app.services import audit
-from app.services import batch as batches
+from app.services.calibration import Calibration, Calibrator
 from app.services.opener import OpenIndex, open_row
+from app.services.opening import chunk_items, open_slice, open_vectors, slices
 from app.settings import Settings
 from app.store.engine import maintenance_connection
 from app.store.samples import SealedVector
@@ -42,14 +41,9 @@ _FIRST_FITTED_VERSION = 1
 _SAMPLE_ITEMS = 20_000
 _SAMPLE_BYTES = 32 * 1024 * 1024
 _MIN_SAMPLE = 256
-# So much is read from the database at a time, and so much of it opened without a break.
-_CHUNK_BYTES = 4 * 1024 * 1024
-_MAX_CHUNK = 2_000
-_SLICE_BYTES = 400 * 1024
-_N_QUERIES = 100
-_QUERIES_AT_A_TIME = 10
 _MB = 1024 * 1024
 _ATTEMPTS = 5
+_N_WRITERS = 2
 
 # pgvector draws so many samples for its k-means: 50 a list, at least 10,000.
 _SAMPLES_A_LIST = 50
@@ -118,6 +112,7 @@ class Trainer:
     def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
         self._engine = engine
         self._settings = settings
+        self._calibrator = Calibrator(engine, settings)
 
     async def train(self, job: Job) -> TrainingResult | None:
         """Train an index that is claimed. Returns None when it has too few items to need it.
@@ -143,9 +138,9 @@ class Trainer:
             n_items=n_items,
             n_changes=n_changes,
         )
-        await self._build(job, index, result)
-        if job.opened is not None:
-            result = await self._calibrate(job, index, result)
+        known = await self._build_and_look_around(job, index, result)
+        if known is not None:
+            result = await self._calibrate(job, index, result, known)
         await self._swap(job, index, result)
         return result
 
@@ -204,12 +199,12 @@ class Trainer:
         last = b""
         n_read = 0
         while n_read < n_wanted:
-            limit = min(_chunk_items(dimension), n_wanted - n_read)
+            limit = min(chunk_items(dimension), n_wanted - n_read)
             async with self._engine.connect() as connection:
                 rows = await store.samples.vectors_after(connection, index, last, limit)
             if not rows:
                 break
-            parts.append(await _open(opened, rows))
+            parts.append(await open_vectors(opened, rows))
             last, n_read = rows[-1][0], n_read + len(rows)
             job.progress.advance(n_read / n_wanted)
         sample = np.concatenate(parts) if parts else np.empty((0, dimension), np.float32)
@@ -228,25 +223,27 @@ class Trainer:
         """Give every item that was stored before the next encoder was announced its second sketch."""
         index, encoder = opened.index, opened.next_encoder
         assert encoder is not None  # noqa: S101 - it was announced before
-        last, limit = b"", _chunk_items(encoder.dimension)
+        last, limit = b"", chunk_items(encoder.dimension)
         version = index.encoder_version + 1
-        # While PostgreSQL writes one chunk, the next is encoded.
-        writing = asyncio.create_task(asyncio.sleep(0))
+        # While PostgreSQL writes some chunks, the next is encoded.
+        writing: deque[asyncio.Task[None]] = deque()
         try:
             while rows := await self._lacking(index, last, limit, version):
                 sketches: list[bytes] = []
-                for part in _slices(rows, encoder.dimension):
+                for part in slices(rows, encoder.dimension):
                     sketches += await asyncio.to_thread(_encode, opened, encoder, part)
                 item_keys = [item_key for item_key, _ in rows]
-                await writing
-                writing = asyncio.create_task(self._write_sketches(index, version, item_keys, sketches))
+                if len(writing) == _N_WRITERS:
+                    await writing.popleft()
+                writing.append(asyncio.create_task(self._write_sketches(index, version, item_keys, sketches)))
                 last = rows[-1][0]
                 # Item keys are spread evenly, so a key tells how far it is.
                 job.progress.advance(int.from_bytes(last[:2], "big") / 0x10000)
-            await writing
+            await asyncio.gather(*writing)
         finally:
-            writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
+            for task in writing:
+                task.cancel()
+            await asyncio.gather(*writing, return_exceptions=True)
 
     async def _lacking(self, index: Index, last: bytes, limit: int, version: int) -> list[SealedVector]:
         async with self._engine.connect() as connection:
@@ -327,100 +324,43 @@ class Trainer:
 
     # ------------------------------------------------------------ calibration
 
-    async def _calibrate(self, job: Job, index: Index, result: TrainingResult) -> TrainingResult:
+    async def _build_and_look_around(self, job: Job, index: Index, result: TrainingResult) -> Calibration | None:
+        """Build the ivfflat index; return the exact neighbours that its recall is measured by, if the keys are there.
+
+        Neither needs the other: the one keeps the database busy, the other the service.
+        """
+        neighbours = asyncio.create_task(self._neighbours(job, index))
+        try:
+            await self._build(job, index, result)
+            return await neighbours
+        finally:
+            neighbours.cancel()
+            await asyncio.gather(neighbours, return_exceptions=True)
+
+    async def _neighbours(self, job: Job, index: Index) -> Calibration | None:
+        if job.opened is None:
+            return None
+        return await self._calibrator.neighbours(open_row(index, job.opened.keys))
+
+    async def _calibrate(self, job: Job, index: Index, result: TrainingResult, known: Calibration) -> TrainingResult:
         """Return `result` with the search profile of the index it has built, which no query uses yet."""
-        assert job.opened is not None  # noqa: S101 - the caller has the keys
         job.progress.enter("calibrating")
-        opened = open_row(index, job.opened.keys)
-        encoder = opened.next_encoder or opened.encoder
-        assert encoder is not None  # noqa: S101 - an index with items has an encoder
         built = replace(
             index, generation=result.generation, n_lists=result.n_lists, encoder_version=result.encoder_version
         )
-        calibration = await self._neighbours(job, replace(opened, index=built), encoder)
-        points = await self._measure(job, built, calibration)
-        async with self._engine.connect() as connection:
-            sizes = await store.samples.list_sizes(connection, built, _N_QUERIES)
-        profile = _profile(points, built, result.n_items, sizes, self._settings.target_recall)
+        profile = await self._calibrator.profile(built, result.n_items, known, job.progress.advance)
         return replace(result, profile=profile, recall=profile["recall"])
 
     async def _measure_again(self, job: Job, index: Index, n_items: int, n_changes: int) -> TrainingResult | None:
-        if not index.is_trained:
+        job.progress.enter("calibrating")
+        known = await self._neighbours(job, index) if index.is_trained else None
+        if known is None:
             return None
         result = TrainingResult(index.generation, index.n_lists, index.encoder_version, n_items, n_changes)
-        result = await self._calibrate(job, index, result)
+        result = await self._calibrate(job, index, result, known)
         async with self._engine.begin() as connection:
             await store.training.renew_profile(connection, job.claim, index, result)
         return result
-
-    async def _neighbours(self, job: Job, opened: OpenIndex, encoder: sketch.Encoder) -> "_Calibration":
-        """Find the exact neighbours of some items among all others."""
-        index = opened.index
-        limit = _chunk_items(encoder.dimension)
-        async with self._engine.connect() as connection:
-            rows = await store.samples.vectors_after(connection, index, b"", _N_QUERIES)
-            queries = await _open(opened, rows)
-            item_keys = [item_key for item_key, _ in rows]
-            parameters = encoder.parameters
-            neighbours = calibrate.Neighbours(index.metric, item_keys, queries, parameters.mean, parameters.scale)
-            n_seen, n_items = 0, max(1, (await store.indexes.count(connection, index.id))[0])
-            async for chunk in store.samples.all_vectors(connection, index, limit):
-                vectors = await _open(opened, chunk)
-                await asyncio.to_thread(neighbours.add, [item_key for item_key, _ in chunk], vectors)
-                n_seen += len(chunk)
-                job.progress.advance(0.3 * n_seen / n_items)
-        sketches = await asyncio.to_thread(encoder.encode_queries, queries)
-        return _Calibration(neighbours, [row.tobytes() for row in sketches])
-
-    async def _measure(
-        self, job: Job, index: Index, calibration: "_Calibration"
-    ) -> dict[int, list[search.profile.Point]]:
-        """Return the recall of searches for each of `calibrate.TOP_KS`, by probes and pool."""
-        points: dict[int, list[search.profile.Point]] = {top_k: [] for top_k in calibrate.TOP_KS}
-        probes = calibrate.Probes(index.n_lists)
-        for counts, is_last in ((probes.down(), calibrate.is_little), (probes.up(), calibrate.is_enough)):
-            for n_probes in counts:
-                limit = calibrate.pool_limit(n_probes, index.n_lists)
-                measured = await self._measure_probes(index, calibration, n_probes, limit)
-                for top_k, new in measured.items():
-                    points[top_k] += new
-                job.progress.advance(0.3 + 0.7 * n_probes / index.n_lists)
-                # The smaller number of results decides: the larger needs more of everything.
-                if is_last(measured[calibrate.TOP_KS[0]]):
-                    break
-        if not all(calibrate.reaches(measured, self._settings.target_recall) for measured in points.values()):
-            # Some data needs large pools: norms that vary much, or much noise.
-            measured = await self._measure_probes(index, calibration, index.n_lists, calibrate.DEEP_POOL)
-            for top_k, new in measured.items():
-                points[top_k] += new
-        return points
-
-    async def _measure_probes(
-        self, index: Index, calibration: "_Calibration", n_probes: int, limit: int
-    ) -> dict[int, list[search.profile.Point]]:
-        neighbours = calibration.neighbours.item_keys()
-        parts: list[NDArray[np.float32]] = []
-        for start in range(0, len(neighbours), _QUERIES_AT_A_TIME):
-            part = slice(start, start + _QUERIES_AT_A_TIME)
-            async with self._engine.connect() as connection:
-                candidates = await store.samples.candidate_keys(
-                    connection, index, calibration.sketches[part], pool=limit, n_probes=n_probes
-                )
-            parts.extend(await asyncio.to_thread(calibrate.ranks, neighbours[part], candidates))
-        width = max(map(len, parts), default=0)
-        ranks = np.array([np.pad(row, (0, width - len(row)), constant_values=np.inf) for row in parts])
-        return {
-            top_k: calibrate.measure(n_probes, limit, ranks, calibration.neighbours.clear(top_k), top_k)
-            for top_k in calibrate.TOP_KS
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class _Calibration:
-    """Sampled items: their exact neighbours, and their sketches as those of queries."""
-
-    neighbours: calibrate.Neighbours
-    sketches: Sequence[bytes]
 
 
 def automatic_n_lists(n_items: int) -> int:
@@ -442,53 +382,6 @@ def build_memory_mb(n_items: int, sketch_bits: int, n_lists: int) -> int:
     return max(64, math.ceil(1.25 * n_bytes / _MB))
 
 
-def _chunk_items(dimension: int) -> int:
-    return max(1, min(_MAX_CHUNK, _CHUNK_BYTES // (4 * dimension)))
-
-
-def _slices(rows: Sequence[SealedVector], dimension: int) -> list[Sequence[SealedVector]]:
-    step = max(1, _SLICE_BYTES // (4 * dimension))
-    return [rows[start : start + step] for start in range(0, len(rows), step)]
-
-
-async def _open(opened: OpenIndex, rows: Sequence[SealedVector]) -> Matrix:
-    """Open vectors in a thread, with breaks in which other requests get the interpreter."""
-    dimension = opened.index.dimension or 1
-    parts = [await asyncio.to_thread(_open_slice, opened, part) for part in _slices(rows, dimension)]
-    return np.concatenate(parts) if parts else np.empty((0, dimension), np.float32)
-
-
-def _open_slice(opened: OpenIndex, rows: Sequence[SealedVector]) -> Matrix:
-    item_keys, sealed = [item_key for item_key, _ in rows], [value for _, value in rows]
-    dtype = batches.VECTOR_DTYPES[opened.index.storage_precision]
-    vectors = opened.keys.vectors.open_rows(item_keys, sealed, dtype, opened.index.dimension or 1)
-    return vectors.astype(np.float32, copy=False)
-
-
 def _encode(opened: OpenIndex, encoder: sketch.Encoder, rows: Sequence[SealedVector]) -> list[bytes]:
-    vectors = _open_slice(opened, rows)
+    vectors = open_slice(opened, rows)
     return [bits.tobytes() for bits in encoder.encode_items(vectors, [item_key for item_key, _ in rows])]
-
-
-def _profile(
-    points: dict[int, list[search.profile.Point]], index: Index, n_items: int, sizes: Sequence[int], target: float
-) -> dict[str, Any]:
-    """Return what the row of the index keeps of a calibration."""
-    workload = calibrate.Workload(n_items, index.n_lists, index.dimension or 1, index.sketch_bits or 0)
-    kept = {top_k: calibrate.cheapest(measured, workload) for top_k, measured in points.items()}
-    at_ten = kept[calibrate.TOP_KS[0]]
-    reached = next((point for point in at_ten if point.lower >= target), at_ten[-1] if at_ten else None)
-    return {
-        "n_items": n_items,
-        "target": target,
-        "recall": reached.recall if reached else None,
-        "imbalance": imbalance(sizes, n_items, index.n_lists),
-        "points": {str(top_k): [list(point) for point in measured] for top_k, measured in kept.items() if measured},
-    }
-
-
-def imbalance(sizes: Sequence[int], n_items: int, n_lists: int) -> float | None:
-    """Return how much larger the list of an average item is than the average list; 1 when all are of one size."""
-    if not sizes or not n_items:
-        return None
-    return round(float(np.mean(sizes)) * n_lists / n_items, 3)

@@ -37,6 +37,10 @@ async def vectors_after(
     """
     condition = "" if lacking is None else f"AND {sketch_column(lacking)} IS NULL"
     async with driver(connection) as raw, raw.cursor(binary=True) as cursor:
+        # The planner knows little of a young table, and would read and sort all that follows for each chunk.
+        await cursor.execute(
+            "SELECT set_config('enable_bitmapscan', 'off', true), set_config('enable_sort', 'off', true)"
+        )
         await cursor.execute(
             f"SELECT item_key, sealed_vector FROM {partition_name(index.id)}"
             f" WHERE index_id = %s AND item_key > %s {condition} ORDER BY item_key LIMIT %s",

@@ -449,7 +449,7 @@ def halt_at(phase: str, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
         "fitting": "_announce",
         "encoding": "_write_sketches",
         "building": "_build",
-        "calibrating": "_measure",
+        "calibrating": "_calibrate",
         "swapping": "_swap",
         "cleaning": "drop_leftovers",
     }

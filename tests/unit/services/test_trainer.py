@@ -1,6 +1,7 @@
 import pytest
 
-from app.services.trainer import automatic_n_lists, build_memory_mb, imbalance
+from app.services.calibration import imbalance
+from app.services.trainer import automatic_n_lists, build_memory_mb
 
 
 @pytest.mark.parametrize(
