@@ -15,6 +15,7 @@ from app.api.bodies import JSONStruct
 from app.api.errors import EXCEPTION_HANDLERS
 from app.api.logs import logging_config
 from app.api.middleware import (
+    BodyTimeout,
     ContractPaths,
     RequestLimit,
     cors,
@@ -85,6 +86,7 @@ def create_app(settings: Settings, outermost: Sequence[Middleware] = ()) -> Lite
             metrics.Observation(),
             ContractPaths(),
             RequestLimit(settings.max_requests_in_work),
+            BodyTimeout(settings.receive_timeout_s),
         ],
         before_send=[header_hook(settings), metrics.observe],
         after_exception=[metrics.count_damage],

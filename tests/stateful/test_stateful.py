@@ -1,6 +1,6 @@
 """Random requests, one after the other, to a service with two workers; each answer is compared with a dictionary's.
 
-HYPOTHESIS_PROFILE=nightly takes about a quarter of an hour.
+HYPOTHESIS_PROFILE=nightly takes about twenty minutes.
 """
 
 import hashlib
