@@ -32,6 +32,8 @@ _BIGINT_ARRAY_OID = 1016
 _BIGINT_LENGTH = (8).to_bytes(4, "big")
 _CONNECT_TIMEOUT_S = 10
 _LENGTH_BYTES = 4
+# A host that is gone without a word is given up after a minute; by the kernel's own measure it takes two hours.
+_KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 
 _SILENCE = "The database does not answer"
 _IN_DOUBT = (
@@ -136,7 +138,7 @@ def create_engine(settings: Settings, dsn: str) -> AsyncEngine:
         pool_use_lifo=True,
         hide_parameters=True,
         use_native_hstore=False,
-        connect_args=_connect_args(settings),
+        connect_args=_connect_args(settings, dsn),
     )
     _listen(engine.sync_engine, settings)
     return engine
@@ -158,7 +160,7 @@ def create_scan_engine(settings: Settings, dsn: str) -> sa.Engine:
         isolation_level="AUTOCOMMIT",
         hide_parameters=True,
         use_native_hstore=False,
-        connect_args={**_connect_args(settings), "cursor_factory": _BinaryScanCursor},
+        connect_args={**_connect_args(settings, dsn), "cursor_factory": _BinaryScanCursor},
     )
     _listen(engine, settings)
     return engine
@@ -208,7 +210,7 @@ def maintenance_connection(settings: Settings, dsn: str) -> AbstractAsyncContext
         isolation_level="AUTOCOMMIT",
         hide_parameters=True,
         use_native_hstore=False,
-        connect_args=_connect_args(settings),
+        connect_args=_connect_args(settings, dsn),
     )
     sa.event.listen(engine.sync_engine, "connect", _register_types)
     sa.event.listen(engine.sync_engine, "handle_error", _translate)
@@ -225,8 +227,10 @@ async def check_database(engine: AsyncEngine) -> None:
         raise errors.ConfigurationError(f"The database does not answer: {reason}") from error
 
 
-def _connect_args(settings: Settings) -> dict[str, Any]:
+def _connect_args(settings: Settings, dsn: str) -> dict[str, Any]:
+    given = database_url(dsn).query
     return {
+        **{name: value for name, value in _KEEPALIVES.items() if name not in given},
         "application_name": "sealdex",
         "connect_timeout": _CONNECT_TIMEOUT_S,
         "cursor_factory": _BinaryCursor,
