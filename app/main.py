@@ -15,7 +15,6 @@ from app.api.bodies import JSONStruct
 from app.api.errors import EXCEPTION_HANDLERS
 from app.api.logs import logging_config
 from app.api.middleware import (
-    BodyTimeout,
     ContractPaths,
     RequestLimit,
     cors,
@@ -23,6 +22,7 @@ from app.api.middleware import (
     keep_escaped_slashes,
 )
 from app.api.openapi import openapi_routes
+from app.api.receiving import BodyTimeout
 from app.api.telemetry import tracing
 from app.domain import Caller
 from app.figures import Figures

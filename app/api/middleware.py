@@ -5,9 +5,7 @@ part the name in two; so it goes through the router as U+001F, which no name can
 put back where the parameter is read (`with_slashes`).
 """
 
-import asyncio
 import re
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 from urllib.parse import quote, unquote
@@ -22,13 +20,11 @@ from litestar.response import Response
 from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
-from app.errors import Incomplete, Overloaded, TooSlow
+from app.errors import Overloaded
 from app.settings import Settings
 
 _ESCAPED_SLASH = b"%2f"
 _STAND_IN = "\x1f"
-# Slower than any line that a body is sent over on purpose.
-_LEAST_BYTES_PER_S = 64 * 1024
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -114,37 +110,6 @@ class RequestLimit(ASGIMiddleware):
             await next_app(scope, receive, send)
         finally:
             self._n_in_work -= 1
-
-
-class BodyTimeout(ASGIMiddleware):
-    """Lets a body take so long to arrive, and a second more for each 64 KB of it: a slow one keeps a place in work.
-
-    A client that goes away in the middle of it has made an error, too; the framework takes it for one of its own.
-    """
-
-    scopes = (ScopeType.HTTP,)
-
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
-        """Pass the request on with a body that comes in time, or else raises `TooSlow` or `Incomplete`."""
-        ends_at = time.monotonic() + self._timeout_s
-
-        async def receive_in_time() -> Any:
-            nonlocal ends_at
-            try:
-                async with asyncio.timeout(ends_at - time.monotonic()):
-                    message = await receive()
-            except TimeoutError:
-                raise TooSlow("the body of the request did not arrive in time") from None
-            if message["type"] == "http.request":
-                ends_at += len(message["body"]) / _LEAST_BYTES_PER_S
-            elif message["type"] == "http.disconnect":
-                raise Incomplete("the body of the request is not complete")
-            return message
-
-        await next_app(scope, receive_in_time, send)
 
 
 class ContractPaths(ASGIMiddleware):

@@ -298,7 +298,7 @@ def connections(server_dsn: str, template_dsn: str) -> Iterator[Connections]:
 
 
 def test_the_service_answers_as_a_dictionary_does(connections: Connections) -> None:
-    n_examples, n_steps = (500, 60) if _IS_NIGHTLY else (20, 30)
+    n_examples, n_steps = (500, 60) if _IS_NIGHTLY else (12, 30)
     _run(Requests, n_examples, n_steps)
 
 
