@@ -31,8 +31,8 @@ POSTS: dict[str, dict[str, Any]] = {
 }
 GETS = ["indexes/list", "indexes/training-status", "ready"]
 # What an answer may take: nothing waits for a database that refuses.
-_SOON_S = 5
-_BACK_S = 10
+_SOON_S = 9
+_BACK_S = 30
 
 
 @contextmanager

@@ -20,7 +20,7 @@ INDEX = {"index_name": "clients", "index_key": secrets.token_hex(32)}
 ITEMS = [{"id": f"slow {number}", "vector": [number, 1]} for number in range(500)]
 KEPT = [{"id": str(number), "vector": [number, 1], "contents": "c" * 2_000} for number in range(2_000)]
 # How late a timer may be on a busy machine.
-_LATE_S = 5
+_LATE_S = 20
 
 
 @pytest.fixture(scope="module")
@@ -121,14 +121,11 @@ def test_a_body_that_dribbles_in_is_cut_off_and_the_places_are_free_again(servic
 
 
 def test_when_the_slow_have_all_places_others_are_told_to_come_back_and_soon_can(service: Service) -> None:
-    head, body = request("vectors/upsert", items=ITEMS)
-    slow = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(REQUESTS_IN_WORK)]
-    for client in slow:
-        client.sendall(head + body[:100])
-    deadline = time.monotonic() + RECEIVE_TIMEOUT_S
-    while (answer := service.post("vectors/num_vectors", INDEX)).status_code == 200:
-        assert time.monotonic() < deadline, "the slow have not taken the places"
-    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    slow: list[socket.socket] = []
+    # On a busy machine the first may be cut off before the last have come.
+    while (refused := refused_by_slow(service, slow)) is None:
+        assert len(slow) < 10 * REQUESTS_IN_WORK, "the slow do not get the places"
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
     assert service.get("health").status_code == 200
     deadline = time.monotonic() + RECEIVE_TIMEOUT_S + _LATE_S
     while service.post("vectors/num_vectors", INDEX).status_code != 200:
@@ -136,6 +133,20 @@ def test_when_the_slow_have_all_places_others_are_told_to_come_back_and_soon_can
     for client in slow:
         client.close()
     assert_unharmed(service)
+
+
+def refused_by_slow(service: Service, slow: list[socket.socket]) -> httpx.Response | None:
+    """Add slow clients for all places, and return the answer to one who finds none."""
+    head, body = request("vectors/upsert", items=ITEMS)
+    for _ in range(REQUESTS_IN_WORK):
+        slow.append(socket.create_connection(("127.0.0.1", service.port)))
+        slow[-1].sendall(head + body[:100])
+    deadline = time.monotonic() + RECEIVE_TIMEOUT_S
+    while time.monotonic() < deadline:
+        answer = service.post("vectors/num_vectors", INDEX)
+        if answer.status_code != httpx.codes.OK:
+            return answer
+    return None
 
 
 def test_a_large_body_has_more_time(service: Service) -> None:

@@ -9,7 +9,7 @@ from litestar.types import HTTPScope
 from app.api.receiving import BodyTimeout
 from app.errors import Incomplete, TooSlow
 
-TIMEOUT_S = 0.1
+TIMEOUT_S = 0.3
 SCOPE = cast("HTTPScope", {"type": "http"})
 Receive = Callable[[], Awaitable[Any]]
 
