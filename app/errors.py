@@ -9,6 +9,8 @@ AppError
 ├── NotFound            no such index or item
 ├── Conflict            the name is taken
 ├── TooLarge            the body is above the limit
+├── TooSlow             the body does not come in time
+├── Incomplete          the client went away before its body was complete
 ├── Overloaded          too many requests in work; try again later
 ├── RateLimited         this key has sent too many requests; try again later
 ├── Unavailable         the database does not answer
@@ -71,6 +73,14 @@ class Conflict(AppError):
 
 class TooLarge(AppError):
     """The body is above the limit."""
+
+
+class TooSlow(AppError):
+    """The body does not come in time."""
+
+
+class Incomplete(AppError):
+    """The client went away before its body was complete."""
 
 
 class Overloaded(AppError):

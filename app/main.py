@@ -22,6 +22,7 @@ from app.api.middleware import (
     keep_escaped_slashes,
 )
 from app.api.openapi import openapi_routes
+from app.api.receiving import BodyTimeout
 from app.api.telemetry import tracing
 from app.domain import Caller
 from app.figures import Figures
@@ -85,6 +86,7 @@ def create_app(settings: Settings, outermost: Sequence[Middleware] = ()) -> Lite
             metrics.Observation(),
             ContractPaths(),
             RequestLimit(settings.max_requests_in_work),
+            BodyTimeout(settings.receive_timeout_s),
         ],
         before_send=[header_hook(settings), metrics.observe],
         after_exception=[metrics.count_damage],

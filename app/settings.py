@@ -94,6 +94,7 @@ class Settings:
     max_batch_items: _Positive = 100_000
     max_top_k: _Positive = 10_000
     max_requests_in_work: _Positive = 64
+    receive_timeout_s: Annotated[float, Meta(gt=0, lt=1e6)] = 30.0
     rate_limit_per_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
     rate_limit_burst: _Positive = 100
     cors_origins: str = ""

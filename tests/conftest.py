@@ -55,7 +55,7 @@ def server_dsn() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def template_dsn(server_dsn: str) -> Iterator[str]:
     """A migrated database to clone. Nothing may stay connected to it."""
-    with _database(server_dsn, "template0") as dsn:
+    with new_database(server_dsn, "template0") as dsn:
         asyncio.run(schema.upgrade(dsn))
         yield dsn
 
@@ -63,14 +63,14 @@ def template_dsn(server_dsn: str) -> Iterator[str]:
 @pytest.fixture
 def empty_dsn(server_dsn: str) -> Iterator[str]:
     """A database without a schema."""
-    with _database(server_dsn, "template0") as dsn:
+    with new_database(server_dsn, "template0") as dsn:
         yield dsn
 
 
 @pytest.fixture
 def database_dsn(server_dsn: str, template_dsn: str) -> Iterator[str]:
     """A migrated database for this test alone."""
-    with _database(server_dsn, database_url(template_dsn).database or "") as dsn:
+    with new_database(server_dsn, database_url(template_dsn).database or "") as dsn:
         yield dsn
 
 
@@ -99,7 +99,7 @@ async def connection(template_dsn: str) -> AsyncIterator[AsyncConnection]:
 
 
 @contextmanager
-def _database(server_dsn: str, template: str) -> Iterator[str]:
+def new_database(server_dsn: str, template: str) -> Iterator[str]:
     """Create a database from a template, give its address, drop it."""
     name = f"test_{uuid.uuid4().hex}"
     with closing(psycopg.connect(server_dsn, autocommit=True)) as admin:

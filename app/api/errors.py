@@ -19,6 +19,7 @@ from app.errors import (
     Conflict,
     DataCorrupted,
     Forbidden,
+    Incomplete,
     InvalidBody,
     InvalidInput,
     KeyRejected,
@@ -27,6 +28,7 @@ from app.errors import (
     Overloaded,
     RateLimited,
     TooLarge,
+    TooSlow,
     Unavailable,
 )
 
@@ -41,6 +43,9 @@ STATUS_CODES: dict[type[AppError], int] = {
     NotFound: 404,
     Conflict: 409,
     TooLarge: 413,
+    TooSlow: 408,
+    # Nobody is there to read it, but it is counted.
+    Incomplete: 499,
     RateLimited: 429,
     Overloaded: 503,
     Unavailable: 503,

@@ -183,6 +183,7 @@ def _describe_errors(operation: dict[str, Any], path: str) -> None:
     for status, description in _ERRORS.items():
         responses[status] = _error(description, "ErrorResponseModel")
     if "requestBody" in operation:
+        responses["408"] = _error("The body does not come in time", "ErrorResponseModel")
         responses["413"] = _error("More than the limits allow", "ErrorResponseModel")
         responses["422"] = _error("The body does not fit the schema", "HTTPValidationError")
 

@@ -21,6 +21,7 @@ from importlib.metadata import version
 from typing import NoReturn
 
 from granian.constants import Interfaces, Loops
+from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.mp import MPServer
 from litestar import Litestar
@@ -210,6 +211,7 @@ def _server(settings: Settings) -> MPServer:
             websockets=False,
             respawn_failed_workers=True,
             workers_kill_timeout=_GRACE_S,
+            http1_settings=HTTP1Settings(header_read_timeout=round(1_000 * settings.receive_timeout_s)),
             log_level=LogLevels.warning,
             ssl_cert=settings.ssl_cert_path,
             ssl_key=settings.ssl_key_path,

@@ -57,7 +57,7 @@ class ServiceContext:
             raise ConfigurationError("DATABASE_URL is not set")
         engine = create_engine(settings, settings.database_url)
         scan_engine = create_scan_engine(settings, settings.database_url)
-        searcher = Searcher(scan_engine, settings.pool_size)
+        searcher = Searcher(scan_engine, settings.pool_size, settings.pool_timeout_s)
         if figures is not None:
             _watch_pools([engine.sync_engine, scan_engine], figures, 2 * settings.pool_size)
         opener = IndexOpener(engine, settings)

@@ -114,7 +114,8 @@ class IndexOpener:
         """Return the index that `access` names, with its keys. Raises `NotFound`, `KeyRejected`, `Forbidden`."""
         if access.caller.user is not None:
             return await self._open_for_user(access.index_name, access.caller.user)
-        remembered = self._rows.get(access.index_name)
+        # Only the key can tell that a remembered row is not of today's index: without one, it may be of a deleted one.
+        remembered = self._rows.get(access.index_name) if access.index_key else None
         index = remembered or await self._read_row(access.index_name)
         if not access.index_key:
             raise errors.KeyRejected(f"Index '{index.name}' needs its index_key")

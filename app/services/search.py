@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import sqlalchemy as sa
 
-from app import search, store
+from app import errors, search, store
 from app.crypto import sketch
 from app.domain import Candidates, Match, Matrix, Metadata, Vector
 from app.services.batch import VECTOR_DTYPES
@@ -34,27 +34,45 @@ _decode_metadata = msgspec.json.Decoder(dict).decode
 
 
 class Searcher:
-    """Runs searches in threads of its own, as many as there are connections."""
+    """Runs searches in threads of its own, as many as there are connections; a search waits for one `patience_s`."""
 
-    def __init__(self, engine: sa.Engine, n_threads: int) -> None:
+    def __init__(self, engine: sa.Engine, n_threads: int, patience_s: float) -> None:
         self._engine = engine
         self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="search")
+        self._free = asyncio.Semaphore(n_threads)
+        self._patience_s = patience_s
 
     async def search(
         self, opened: OpenIndex, encoder: sketch.Encoder, queries: Matrix, scan: Scan, include: frozenset[str]
     ) -> list[list[Match]]:
         """Return for each query (n, d) its nearest items, nearest first, with the fields of `include`."""
-        loop = asyncio.get_running_loop()
-        # With the stopwatch of the request; what is no other stage of the thread's is waiting for it.
-        run = functools.partial(contextvars.copy_context().run, self._search, opened, encoder, queries, scan, include)
-        async with stage("wait"):
-            return await loop.run_in_executor(self._threads, run)
+        return await self._run(lambda: self._search(opened, encoder, queries, scan, include))
 
     async def run(self, work: Callable[[sa.Engine], Answer]) -> Answer:
         """Return what `work`, which blocks, returns when it runs in a thread with this engine."""
-        run = functools.partial(contextvars.copy_context().run, work, self._engine)
+        return await self._run(lambda: work(self._engine))
+
+    async def _run(self, work: Callable[[], Answer]) -> Answer:
+        """Return what `work` returns in a thread. Raises `Overloaded` when all stay busy."""
         async with stage("wait"):
-            return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+            await self._take_thread()
+            try:
+                # With the stopwatch of the request; what is no other stage of the thread's is waiting for it.
+                run = functools.partial(contextvars.copy_context().run, work)
+                return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+            finally:
+                self._free.release()
+
+    async def _take_thread(self) -> None:
+        if not self._free.locked():
+            # At once, and without a timer, which costs more than all the rest of it.
+            await self._free.acquire()
+            return
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await self._free.acquire()
+        except TimeoutError:
+            raise errors.Overloaded("All search threads are busy; try again later") from None
 
     def close(self) -> None:
         """Wait for the searches in work and let the threads go."""

@@ -32,10 +32,23 @@ _BIGINT_ARRAY_OID = 1016
 _BIGINT_LENGTH = (8).to_bytes(4, "big")
 _CONNECT_TIMEOUT_S = 10
 _LENGTH_BYTES = 4
+# A host that is gone without a word is given up after a minute; by the kernel's own measure it takes two hours.
+_KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 
-# SQLSTATEs that say "come back later": connection lost, resources short, shutdown or start-up.
-_UNAVAILABLE_CLASSES = ("08", "53", "57P")
-_QUERY_CANCELED = "57014"
+_SILENCE = "The database does not answer"
+_IN_DOUBT = (
+    "The connection to the database was lost while it was told to commit: whether the change was made is not known. "
+    "It is safe to send the same items again"
+)
+# SQLSTATEs, or how they begin, that say "come back later", and what to tell the caller; the first that fits counts.
+_UNAVAILABLE = {
+    "08": _SILENCE,
+    "25006": "The database takes no changes now",
+    "53100": "The database has no room left",
+    "53": "The database is short of resources",
+    "57014": "The database took too long to answer",
+    "57P": _SILENCE,
+}
 
 
 class VarBit(bytes):
@@ -125,7 +138,7 @@ def create_engine(settings: Settings, dsn: str) -> AsyncEngine:
         pool_use_lifo=True,
         hide_parameters=True,
         use_native_hstore=False,
-        connect_args=_connect_args(settings),
+        connect_args=_connect_args(settings, dsn),
     )
     _listen(engine.sync_engine, settings)
     return engine
@@ -147,7 +160,7 @@ def create_scan_engine(settings: Settings, dsn: str) -> sa.Engine:
         isolation_level="AUTOCOMMIT",
         hide_parameters=True,
         use_native_hstore=False,
-        connect_args={**_connect_args(settings), "cursor_factory": _BinaryScanCursor},
+        connect_args={**_connect_args(settings, dsn), "cursor_factory": _BinaryScanCursor},
     )
     _listen(engine, settings)
     return engine
@@ -158,8 +171,9 @@ def scan_driver(engine: sa.Engine) -> Iterator[psycopg.Connection[Any]]:
     """Lend a connection of `create_scan_engine`; failures are translated as the engine's."""
     try:
         proxy = engine.raw_connection()
-    except sa.exc.OperationalError as error:
-        raise errors.Unavailable("The database does not answer") from error
+    except (psycopg.OperationalError, sa.exc.OperationalError) as error:
+        # The driver's own: nobody translates what happens on the way to a raw connection.
+        raise errors.Unavailable(_SILENCE) from error
     raw = proxy.driver_connection
     assert isinstance(raw, psycopg.Connection)  # noqa: S101 - the engine is made for this driver
     try:
@@ -179,6 +193,8 @@ def _listen(engine: sa.Engine, settings: Settings) -> None:
     sa.event.listen(engine, "connect", _session_timeouts(settings))
     sa.event.listen(engine, "checkout", _refuse_closed_socket)
     sa.event.listen(engine, "begin", _transaction_timeouts(settings))
+    sa.event.listen(engine, "begin", _note_begin)
+    sa.event.listen(engine, "commit", _note_commit)
     sa.event.listen(engine, "handle_error", _translate)
 
 
@@ -194,7 +210,7 @@ def maintenance_connection(settings: Settings, dsn: str) -> AbstractAsyncContext
         isolation_level="AUTOCOMMIT",
         hide_parameters=True,
         use_native_hstore=False,
-        connect_args=_connect_args(settings),
+        connect_args=_connect_args(settings, dsn),
     )
     sa.event.listen(engine.sync_engine, "connect", _register_types)
     sa.event.listen(engine.sync_engine, "handle_error", _translate)
@@ -211,8 +227,10 @@ async def check_database(engine: AsyncEngine) -> None:
         raise errors.ConfigurationError(f"The database does not answer: {reason}") from error
 
 
-def _connect_args(settings: Settings) -> dict[str, Any]:
+def _connect_args(settings: Settings, dsn: str) -> dict[str, Any]:
+    given = database_url(dsn).query
     return {
+        **{name: value for name, value in _KEEPALIVES.items() if name not in given},
         "application_name": "sealdex",
         "connect_timeout": _CONNECT_TIMEOUT_S,
         "cursor_factory": _BinaryCursor,
@@ -268,6 +286,15 @@ def _transaction_timeouts(settings: Settings) -> Callable[[sa.Connection], None]
     return listener
 
 
+def _note_begin(connection: sa.Connection) -> None:
+    connection.info["is_committing"] = False
+
+
+def _note_commit(connection: sa.Connection) -> None:
+    """Remember that the COMMIT is on its way: should the connection be lost now, nobody knows its outcome."""
+    connection.info["is_committing"] = True
+
+
 def _refuse_closed_socket(dbapi_connection: Any, _record: Any, _proxy: Any) -> None:
     """Make the pool replace a connection that the other side has closed while it was idle."""
     pgconn = _psycopg(dbapi_connection).pgconn
@@ -300,14 +327,13 @@ def _translate(context: ExceptionContext) -> BaseException | None:
     if not isinstance(error, psycopg.Error):
         return None
     if context.is_disconnect:
-        return errors.Unavailable("The database does not answer")
+        is_committing = context.connection is not None and context.connection.info.get("is_committing")
+        return errors.Unavailable(_IN_DOUBT if is_committing else _SILENCE)
     return _unavailable(error)
 
 
 def _unavailable(error: psycopg.Error) -> errors.Unavailable | None:
-    if error.sqlstate == _QUERY_CANCELED:
-        return errors.Unavailable("The database took too long to answer")
-    is_refused = error.sqlstate is None and isinstance(error, psycopg.OperationalError)
-    if is_refused or (error.sqlstate or "").startswith(_UNAVAILABLE_CLASSES):
-        return errors.Unavailable("The database does not answer")
-    return None
+    if error.sqlstate is None:
+        return errors.Unavailable(_SILENCE) if isinstance(error, psycopg.OperationalError) else None
+    reason = next((text for state, text in _UNAVAILABLE.items() if error.sqlstate.startswith(state)), None)
+    return None if reason is None else errors.Unavailable(reason)

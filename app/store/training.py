@@ -34,9 +34,11 @@ _MAX_DOUBLINGS = 8
 
 _IVF_NAME = re.compile(rf"{IVF_PREFIX}([0-9a-f]{{32}})_[0-9]+")
 
+_LEASE = sa.cast(f"{LEASE_S} seconds", INTERVAL)
 _is_live = sa.and_(
     training_jobs.c.state.in_(["queued", "running"]),
-    training_jobs.c.heartbeat_at > sa.func.now() - sa.cast(f"{LEASE_S} seconds", INTERVAL),
+    # One from the future is of before the clock was set back: it would keep the job of a trainer that is gone.
+    training_jobs.c.heartbeat_at.between(sa.func.now() - _LEASE, sa.func.now() + _LEASE),
 )
 
 
@@ -389,7 +391,8 @@ async def leftovers(connection: AsyncConnection, *, claimed: UUID | None = None)
             AND relation.relname <> 'ivf_' || replace(indexes.id::text, '-', '') || '_' || indexes.generation
             AND (indexes.id = CAST(:claimed AS uuid) OR job.index_id IS NULL
                 OR job.state NOT IN ('queued', 'running')
-                OR job.heartbeat_at < now() - make_interval(secs => :lease))
+                OR job.heartbeat_at NOT BETWEEN now() - make_interval(secs => :lease)
+                    AND now() + make_interval(secs => :lease))
         """
     )
     rows = await connection.execute(statement, {"claimed": claimed, "lease": LEASE_S})

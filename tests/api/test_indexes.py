@@ -6,7 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.conftest import Serve
+from app.settings import Settings
+from tests.api.conftest import RemoteIndex, Serve, serve
 
 KEY = bytes(range(32)).hex()
 
@@ -102,6 +103,18 @@ async def test_a_deleted_name_can_be_used_again_with_another_key(index: Any) -> 
     assert (await index.post("indexes/create", dimension=2, metric="cosine", **again)).status_code == 200
     assert (await index.post("vectors/num_vectors", **again)).json() == {"result": 0}
     assert (await index.post("vectors/num_vectors")).status_code == 401
+
+
+@pytest.mark.parametrize("key", [None, KEY, "ff" * 32])
+async def test_an_index_that_another_worker_has_deleted_is_not_found(database_dsn: str, key: str | None) -> None:
+    settings = Settings(database_url=database_dsn, pool_size=2)
+    async with serve(settings) as client, serve(settings) as other_worker:
+        index = RemoteIndex(client)
+        assert (await index.post("indexes/create", dimension=3)).status_code == 200
+        seen_elsewhere = RemoteIndex(other_worker, name=index.name)
+        assert (await seen_elsewhere.post("vectors/num_vectors")).json() == {"result": 0}
+        assert (await index.post("indexes/delete")).status_code == 200
+        assert (await seen_elsewhere.post("vectors/num_vectors", index_key=key)).status_code == 404
 
 
 async def test_stats_tell_what_describe_must_not(index: Any) -> None:

@@ -72,7 +72,7 @@ def test_a_request_in_work_is_finished_before_the_service_ends(own_service: Serv
         # The upsert needs the counts, so it is in work until this transaction ends.
         database.execute("LOCK TABLE item_counts IN ACCESS EXCLUSIVE MODE")
         slow = pool.submit(own_service.post, "vectors/upsert", body)
-        wait_until_blocked(own_service)
+        wait_until_blocked(own_service.dsn)
         end = pool.submit(own_service.stop)
         time.sleep(1.5)
         assert not slow.done()
@@ -86,8 +86,8 @@ def test_a_request_in_work_is_finished_before_the_service_ends(own_service: Serv
     assert own_service.post("vectors/num_vectors", INDEX).json() == {"result": 1}
 
 
-def wait_until_blocked(service: Service) -> None:
-    with psycopg.connect(service.dsn, autocommit=True) as database:
+def wait_until_blocked(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as database:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             if database.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone() != (0,):

@@ -18,6 +18,8 @@ ERRORS: list[tuple[errors.AppError, int]] = [
     (errors.NotFound("text"), 404),
     (errors.Conflict("text"), 409),
     (errors.TooLarge("text"), 413),
+    (errors.TooSlow("text"), 408),
+    (errors.Incomplete("text"), 499),
     (errors.Overloaded("text"), 503),
     (errors.RateLimited("text"), 429),
     (errors.Unavailable("text"), 503),

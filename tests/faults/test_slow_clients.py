@@ -1,0 +1,213 @@
+"""Clients that dawdle or go away: they are cut off, nothing of theirs is stored, and others are served."""
+
+import json
+import secrets
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.faults.conftest import RECEIVE_TIMEOUT_S, REQUESTS_IN_WORK
+from tests.service.conftest import Service
+
+INDEX = {"index_name": "clients", "index_key": secrets.token_hex(32)}
+ITEMS = [{"id": f"slow {number}", "vector": [number, 1]} for number in range(500)]
+KEPT = [{"id": str(number), "vector": [number, 1], "contents": "c" * 2_000} for number in range(2_000)]
+# How late a timer may be on a busy machine.
+_LATE_S = 20
+
+
+@pytest.fixture(scope="module")
+def service(running: Service) -> Service:
+    running.post("indexes/delete", INDEX)
+    assert running.post("indexes/create", {**INDEX, "dimension": 2}).status_code == 200
+    assert running.post("vectors/upsert", {**INDEX, "items": KEPT}).status_code == 200
+    return running
+
+
+def request(route: str, **fields: Any) -> tuple[bytes, bytes]:
+    """Head and body of a request."""
+    body = json.dumps({**INDEX, **fields}).encode()
+    head = f"POST /v1/{route} HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    return head.encode() + b"\r\n\r\n", body
+
+
+@contextmanager
+def connected(service: Service) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=30) as client:
+        yield client
+
+
+def reset(client: socket.socket) -> None:
+    """Go away without a word: the other side gets a reset."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+def dribble(client: socket.socket, data: bytes) -> tuple[bytes, float]:
+    """Send a byte at a time until there is an answer or an end; return that, and how long it took."""
+    stop = threading.Event()
+    start = time.monotonic()
+
+    def send() -> None:
+        with suppress(OSError):
+            for byte in data:
+                client.sendall(bytes([byte]))
+                if stop.wait(0.05):
+                    return
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        return client.recv(65_536), time.monotonic() - start
+    except ConnectionResetError:
+        return b"", time.monotonic() - start
+    finally:
+        stop.set()
+        sender.join()
+
+
+def assert_unharmed(service: Service) -> None:
+    """The service answers, and holds what it held."""
+    assert service.get("ready").status_code == 200
+    assert service.post("vectors/num_vectors", INDEX).json() == {"result": len(KEPT)}
+    found = service.post("vectors/query", {**INDEX, "query_vectors": [7, 1], "top_k": 1})
+    assert found.json() == {"results": [{"id": "7"}]}
+
+
+def n_requests(service: Service, status: str) -> float:
+    """How many requests to upsert were answered so."""
+    metrics = httpx.get(f"{service.url}/metrics").text.splitlines()
+    name = f'sealdex_requests_total{{route="/v1/vectors/upsert",status="{status}"}} '
+    return sum(float(line.removeprefix(name)) for line in metrics if line.startswith(name))
+
+
+def test_a_head_that_dribbles_in_is_cut_off(service: Service) -> None:
+    head, _ = request("vectors/upsert", items=ITEMS)
+    with connected(service) as client:
+        answer, duration = dribble(client, head + b"X-More: " + b"x" * 1_000)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 408")
+    assert RECEIVE_TIMEOUT_S * 0.9 < duration < RECEIVE_TIMEOUT_S + _LATE_S
+    assert_unharmed(service)
+
+
+def test_a_body_that_dribbles_in_is_cut_off_and_the_places_are_free_again(service: Service) -> None:
+    head, body = request("vectors/upsert", items=ITEMS)
+    answers: list[tuple[bytes, float]] = []
+
+    def dawdle() -> None:
+        with connected(service) as client:
+            client.sendall(head)
+            answers.append(dribble(client, body))
+
+    threads = [threading.Thread(target=dawdle) for _ in range(REQUESTS_IN_WORK - 1)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        # Others are served meanwhile: one place is left.
+        assert service.post("vectors/num_vectors", INDEX).json() == {"result": len(KEPT)}
+    assert len(answers) == REQUESTS_IN_WORK - 1
+    for answer, duration in answers:
+        assert answer.startswith(b"HTTP/1.1 408 "), answer
+        assert answer.endswith(b'{"detail":"the body of the request did not arrive in time"}')
+        assert RECEIVE_TIMEOUT_S * 0.9 < duration < RECEIVE_TIMEOUT_S + _LATE_S
+    assert_unharmed(service)
+
+
+def test_when_the_slow_have_all_places_others_are_told_to_come_back_and_soon_can(service: Service) -> None:
+    slow: list[socket.socket] = []
+    # On a busy machine the first may be cut off before the last have come.
+    while (refused := refused_by_slow(service, slow)) is None:
+        assert len(slow) < 10 * REQUESTS_IN_WORK, "the slow do not get the places"
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+    assert service.get("health").status_code == 200
+    deadline = time.monotonic() + RECEIVE_TIMEOUT_S + _LATE_S
+    while service.post("vectors/num_vectors", INDEX).status_code != 200:
+        assert time.monotonic() < deadline, "the slow keep the places"
+    for client in slow:
+        client.close()
+    assert_unharmed(service)
+
+
+def refused_by_slow(service: Service, slow: list[socket.socket]) -> httpx.Response | None:
+    """Add slow clients for all places, and return the answer to one who finds none."""
+    head, body = request("vectors/upsert", items=ITEMS)
+    for _ in range(REQUESTS_IN_WORK):
+        slow.append(socket.create_connection(("127.0.0.1", service.port)))
+        slow[-1].sendall(head + body[:100])
+    deadline = time.monotonic() + RECEIVE_TIMEOUT_S
+    while time.monotonic() < deadline:
+        answer = service.post("vectors/num_vectors", INDEX)
+        if answer.status_code != httpx.codes.OK:
+            return answer
+    return None
+
+
+def test_a_large_body_has_more_time(service: Service) -> None:
+    head, body = request("vectors/get", ids=["1"], padding="p" * 1_000_000)
+    with connected(service) as client:
+        client.sendall(head)
+        for start in range(0, len(body), 250_000):
+            client.sendall(body[start : start + 250_000])
+            time.sleep(RECEIVE_TIMEOUT_S / 3)
+        assert client.recv(65_536).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("leave", [socket.socket.close, reset], ids=["closed", "reset"])
+def test_a_client_that_goes_away_in_its_body_leaves_nothing(service: Service, leave: Any) -> None:
+    head, body = request("vectors/upsert", items=ITEMS)
+    n_gone, n_failed = n_requests(service, "499"), n_requests(service, "500")
+    for share in (0.0, 0.5, 0.999):
+        client = socket.create_connection(("127.0.0.1", service.port))
+        client.sendall(head + body[: int(share * len(body))])
+        leave(client)
+    deadline = time.monotonic() + _LATE_S
+    while n_requests(service, "499") < n_gone + 3:
+        assert time.monotonic() < deadline, "the service does not notice"
+        time.sleep(0.02)
+    assert n_requests(service, "500") == n_failed
+    assert_unharmed(service)
+
+
+@pytest.mark.parametrize("leave", [socket.socket.close, reset], ids=["closed", "reset"])
+def test_a_client_that_goes_away_in_its_answer_harms_nobody(service: Service, leave: Any) -> None:
+    head, body = request("vectors/get", ids=[item["id"] for item in KEPT])
+    for n_bytes in (0, 1, 10_000):
+        client = socket.create_connection(("127.0.0.1", service.port))
+        client.sendall(head + body)
+        if n_bytes:
+            assert client.recv(n_bytes)
+        leave(client)
+    assert_unharmed(service)
+
+
+def test_a_client_that_goes_away_before_its_answer_has_written_all_or_nothing(service: Service) -> None:
+    written = [{"id": f"written {number}", "vector": [number, 2]} for number in range(100)]
+    client = socket.create_connection(("127.0.0.1", service.port))
+    client.sendall(b"".join(request("vectors/upsert", items=written)))
+    reset(client)
+    assert service.post("vectors/num_vectors", INDEX).json()["result"] in {len(KEPT), len(KEPT) + len(written)}
+    assert service.post("vectors/upsert", {**INDEX, "items": written}).status_code == 200
+    ids = [item["id"] for item in written]
+    assert service.post("vectors/num_vectors", INDEX).json() == {"result": len(KEPT) + len(written)}
+    assert service.post("vectors/delete", {**INDEX, "ids": ids}).status_code == 200
+    assert_unharmed(service)
+
+
+def test_a_client_that_does_not_read_its_answer_keeps_nobody_waiting(service: Service) -> None:
+    head, body = request("vectors/get", ids=[item["id"] for item in KEPT])
+    idle = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(2 * REQUESTS_IN_WORK)]
+    for client in idle:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        client.sendall(head + body)
+        # It has begun, so it is past its place in work or soon will be.
+        assert client.recv(1)
+    assert_unharmed(service)
+    for client in idle:
+        client.close()
