@@ -25,7 +25,9 @@ SCAN_SETTINGS = (
 _ITEM_KEY_BYTES = 16
 _LENGTH_BYTES = 4
 # The candidates of one sketch come as one row: a row for each would be a message, an allocation and a tuple for each,
-# which for a thousand of them takes as long as scanning for them. PostgreSQL makes no value larger than 1 GB.
+# which for a thousand of them takes as long as scanning for them. PostgreSQL makes no value larger than 1 GB, so that
+# very many come as several rows.
+_VALUE_BYTES = 64 * 1024 * 1024
 _PACKED = """
     string_agg(item_key, ''),
     string_agg(int4send(octet_length(sealed_id)), ''), string_agg(sealed_id, ''),
@@ -53,8 +55,12 @@ def nearest(
             raise StaleIndex
     except pg.UndefinedTable as error:
         raise StaleIndex from error
-    answer = {position: _unpacked(*packed) for position, *packed in found}
-    return [answer[position] for position in range(1, len(sketches) + 1)]
+    answer: list[list[Candidates]] = [[] for _ in sketches]
+    for position, *packed in found:
+        # Of no candidates the aggregates are NULL.
+        if packed[0] is not None:
+            answer[position - 1].append(_unpacked(*packed))
+    return [_together(parts) for parts in answer]
 
 
 def metadata(
@@ -80,12 +86,18 @@ def explain(raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes
 
 def _statement(index: Index, sketches: Sequence[bytes], pool: int) -> tuple[str, tuple[Any, ...]]:
     bits = index.sketch_bits
+    n_together = max(1, _VALUE_BYTES // (8 * (index.dimension or 1)))
+    part, group = (
+        (f", (row_number() OVER () - 1) / {n_together} AS part", "GROUP BY part") if pool > n_together else ("", "")
+    )
     statement = f"""
         SELECT {{}}{_PACKED} FROM (
-            SELECT item_key, sealed_id, sealed_vector FROM {partition_name(index.id)}
-            WHERE index_id = %s AND {in_generation(index.generation)}
-            ORDER BY {sketch_expression(index.encoder_version, bits or 0)} <~> {{}}::bit({bits}) LIMIT %s
-        ) AS candidate
+            SELECT item_key, sealed_id, sealed_vector{part} FROM (
+                SELECT item_key, sealed_id, sealed_vector FROM {partition_name(index.id)}
+                WHERE index_id = %s AND {in_generation(index.generation)}
+                ORDER BY {sketch_expression(index.encoder_version, bits or 0)} <~> {{}}::bit({bits}) LIMIT %s
+            ) AS scanned
+        ) AS candidate {group}
         """
     if len(sketches) == 1:
         return statement.format("1, ", "%s::varbit"), (index.id, VarBit(sketches[0]), pool)
@@ -98,16 +110,24 @@ def _statement(index: Index, sketches: Sequence[bytes], pool: int) -> tuple[str,
 
 
 def _unpacked(
-    item_keys: bytes | None, id_lengths: bytes, sealed_ids: bytes, vector_lengths: bytes, sealed_vectors: bytes
+    item_keys: bytes, id_lengths: bytes, sealed_ids: bytes, vector_lengths: bytes, sealed_vectors: bytes
 ) -> Candidates:
-    """Return the candidates that were packed by `_PACKED`; of none, the aggregates are NULL."""
-    if item_keys is None:
-        return Candidates([], [], [])
+    """Return the candidates that were packed by `_PACKED`."""
     starts = range(0, len(item_keys), _ITEM_KEY_BYTES)
     return Candidates(
         [item_keys[start : start + _ITEM_KEY_BYTES] for start in starts],
         Joined(sealed_ids, _numbers(id_lengths)),
         Joined(sealed_vectors, _numbers(vector_lengths)),
+    )
+
+
+def _together(parts: Sequence[Candidates]) -> Candidates:
+    if len(parts) == 1:
+        return parts[0]
+    return Candidates(
+        [item_key for part in parts for item_key in part.item_keys],
+        [sealed for part in parts for sealed in part.sealed_ids],
+        [sealed for part in parts for sealed in part.sealed_vectors],
     )
 
 

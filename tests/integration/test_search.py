@@ -79,6 +79,18 @@ async def test_batch_and_single_queries_agree(services: ServiceContext) -> None:
     assert together == alone
 
 
+async def test_candidates_that_come_as_several_rows_are_the_same(
+    services: ServiceContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, queries = clustered(500, D, seed=3), clustered(3, D, seed=4)
+    await create(services)
+    await services.vectors.upsert(access(), items(vectors))
+    wanted = Query(vectors=queries, top_k=5, include=frozenset({"distance"}))
+    whole = await services.vectors.query(access(), wanted)
+    monkeypatch.setattr(store.candidates, "_VALUE_BYTES", 7 * 8 * D)
+    assert await services.vectors.query(access(), wanted) == whole
+
+
 async def test_the_candidate_query_uses_the_ivfflat_index(
     services: ServiceContext, engine: AsyncEngine, settings: Settings
 ) -> None:
