@@ -11,7 +11,6 @@ version and the parameters of the encoder are deliberately not in it: re-encodin
 sketches of one vector with independent flips say more than one.
 """
 
-import hmac
 from collections.abc import Sequence
 from typing import Self
 
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from app.crypto import hkdf
+from app.crypto.prf import Prf
 from app.domain import Matrix, Sketches
 
 SEED_BYTES = 12
@@ -33,7 +33,7 @@ class Flips:
     """Flips each bit of a sketch of `bits` bits with probability `noise`."""
 
     def __init__(self, seed_key: bytes, coin_key: bytes, bits: int, noise: float) -> None:
-        self._seed_key = seed_key
+        self._seeds = Prf(seed_key)
         self._coin_key = coin_key
         self._threshold = round(noise * COIN_RANGE)
         self._n_blocks = bits // _COINS_A_BLOCK
@@ -55,9 +55,9 @@ class Flips:
         """Seed of each item: shape (n, 12)."""
         data = np.ascontiguousarray(vectors, "<f4").tobytes()
         width = len(data) // max(1, len(item_keys))
-        key = self._seed_key
+        digest = self._seeds.digest
         seeds = [
-            hmac.digest(key, item_key + data[number * width : (number + 1) * width], "sha256")[:SEED_BYTES]
+            digest(item_key + data[number * width : (number + 1) * width])[:SEED_BYTES]
             for number, item_key in enumerate(item_keys)
         ]
         return np.frombuffer(b"".join(seeds), np.uint8).reshape(-1, SEED_BYTES)

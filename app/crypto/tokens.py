@@ -9,8 +9,9 @@ which is what makes them searchable, and what they leak. Two different values co
 and at no harm: whatever a token has found is checked on the opened metadata.
 """
 
-import hmac
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+from app.crypto.prf import Prf
 
 ITEM_KEY_BYTES = 16
 TOKEN_BYTES = 8
@@ -18,14 +19,21 @@ TOKEN_BYTES = 8
 
 def item_key(blind_key: bytes, item_id: str) -> bytes:
     """First 16 bytes of HMAC-SHA256 (RFC 2104) of the id in UTF-8: primary key and lookup key of its row."""
-    return hmac.digest(blind_key, item_id.encode(), "sha256")[:ITEM_KEY_BYTES]
+    return item_keys(blind_key, [item_id])[0]
 
 
 def item_keys(blind_key: bytes, ids: Iterable[str]) -> list[bytes]:
     """Item key of each id, in the same order."""
-    return [item_key(blind_key, item_id) for item_id in ids]
+    digest = Prf(blind_key).digest
+    return [digest(item_id.encode())[:ITEM_KEY_BYTES] for item_id in ids]
+
+
+def tokenizer(token_key: bytes) -> Callable[[bytes], bytes]:
+    """Return a function from a term of metadata to its token: `token` for many terms."""
+    digest = Prf(token_key).digest
+    return lambda message: digest(message)[:TOKEN_BYTES]
 
 
 def token(token_key: bytes, message: bytes) -> bytes:
     """First 8 bytes of HMAC-SHA256 of a term of metadata: a bigint of the blind index, big-endian."""
-    return hmac.digest(token_key, message, "sha256")[:TOKEN_BYTES]
+    return tokenizer(token_key)(message)
