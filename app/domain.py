@@ -219,17 +219,20 @@ class PackedItems:
 
 
 @dataclass(frozen=True, slots=True)
-class SealedItem:
-    """A row of `items`, ready to be written; `next_sketch` while a training moves to another encoder."""
+class SealedItems:
+    """Rows of `items`, ready to be written, by column; `next_sketches` while a training moves to another encoder.
 
-    item_key: bytes
-    sealed_id: bytes
-    sketch: bytes
-    sealed_vector: bytes
-    sealed_contents: bytes | None
-    sealed_metadata: bytes | None
-    next_sketch: bytes | None = None
-    tokens: Sequence[bytes] = ()
+    The item keys all differ, and the rows are in their order.
+    """
+
+    item_keys: Sequence[bytes]
+    ids: Sequence[bytes]
+    sketches: Sketches
+    next_sketches: Sketches | None
+    vectors: Sequence[bytes]
+    contents: Sequence[bytes | None]
+    metadata: Sequence[bytes | None]
+    tokens: Sequence[Sequence[bytes]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ key of a session (`app.crypto.sessions`), which the value names.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 from uuid import UUID
 
 import numpy as np
@@ -127,19 +127,34 @@ class Sealer:
             raise self._corrupted()
         return self._sessions(sealed[1 : 1 + SESSION_BYTES]), 1 + SESSION_BYTES
 
+    @overload
+    def seal_all(self, item_keys: Sequence[bytes], plaintexts: Sequence[bytes]) -> list[bytes]: ...
+
+    @overload
+    def seal_all(self, item_keys: Sequence[bytes], plaintexts: Sequence[bytes | None]) -> list[bytes | None]: ...
+
+    def seal_all(self, item_keys: Sequence[bytes], plaintexts: Sequence[bytes | None]) -> Sequence[bytes | None]:
+        """Seal each plaintext for its item key, as `seal` does; None stays None."""
+        # One call: the system's random numbers cost as much as sealing a short value.
+        nonces = os.urandom(NONCE_BYTES * len(item_keys))
+        header, shards, prefix, suffix = self._header, self._shards, self._aad_prefix, self._aad_suffix
+        sealed: list[bytes | None] = []
+        start = 0
+        for item_key, plaintext in zip(item_keys, plaintexts, strict=True):
+            if plaintext is None:
+                sealed.append(None)
+                continue
+            nonce = nonces[start : start + NONCE_BYTES]
+            start += NONCE_BYTES
+            aesgcm = shards[item_key[0] & _SHARD_MASK]
+            sealed.append(header + nonce + aesgcm.encrypt(nonce, plaintext, prefix + item_key + suffix))
+        return sealed
+
     def seal_rows(self, item_keys: Sequence[bytes], rows: NDArray[Any]) -> list[bytes]:
         """Seal each row of `rows` (n, d) for its item key: the numbers one after the other, little-endian."""
         data = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<")).tobytes()
         width = rows.shape[1] * rows.itemsize
-        nonces = os.urandom(NONCE_BYTES * len(item_keys))
-        shards, prefix, suffix = self._shards, self._aad_prefix, self._aad_suffix
-        sealed = []
-        for number, item_key in enumerate(item_keys):
-            nonce = nonces[number * NONCE_BYTES : (number + 1) * NONCE_BYTES]
-            row = data[number * width : (number + 1) * width]
-            aesgcm = shards[item_key[0] & _SHARD_MASK]
-            sealed.append(self._header + nonce + aesgcm.encrypt(nonce, row, prefix + item_key + suffix))
-        return sealed
+        return self.seal_all(item_keys, [data[start : start + width] for start in range(0, len(data), width)])
 
     def open_rows(
         self, item_keys: Sequence[bytes], sealed: Sequence[bytes], dtype: np.dtype[Any], dimension: int

@@ -2,20 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from app import errors, filters
+from app import errors, filters, store
 from app.crypto import sketch, tokens
-from app.crypto.keys import IndexKeys
-from app.domain import MAX_DIMENSION, Index, Item, Matrix, Metadata, Precision, SealedItem, Vector
+from app.domain import MAX_DIMENSION, Index, Item, Matrix, Metadata, Precision, SealedItems, Vector
 from app.services import metadata_schema
 from app.services.opener import OpenIndex
 from app.stages import stage, timed
 
 MAX_ID_BYTES = 1024
+_PIECE_ITEMS = 1_000
 
 VECTOR_DTYPES: dict[Precision, np.dtype[np.floating]] = {
     Precision.FLOAT32: np.dtype("<f4"),
@@ -116,64 +117,88 @@ def _refuse_missing_vector(position: int, item: Item) -> None:
     raise errors.InvalidInput(f"Item {position} has neither a vector nor contents")
 
 
+class SealedBatch(NamedTuple):
+    """The rows to store for a batch, as COPY reads them, and their item keys; both in the order of the keys."""
+
+    item_keys: Sequence[bytes]
+    rows: Sequence[bytes]
+
+
+@timed("seal")
+def seal(batch: Batch, opened: OpenIndex, encoder: sketch.Encoder) -> SealedBatch:
+    """Return what to store, a row for each id; of items with the same id the last one counts.
+
+    They have a second sketch by the index's next encoder, if there is one.
+    """
+    positions = {
+        item_key: position for position, item_key in enumerate(tokens.item_keys(opened.keys.blind_key, batch.ids))
+    }
+    item_keys = sorted(positions)
+    sealer = _BatchSealer(batch, opened, encoder)
+    # In pieces: what is sealed and the rows made of it need not be there all at once.
+    pieces = [item_keys[start : start + _PIECE_ITEMS] for start in range(0, len(item_keys), _PIECE_ITEMS)]
+    rows = [
+        store.copying.rows(opened.index.id, sealer.seal(piece, [positions[item_key] for item_key in piece]))
+        for piece in pieces
+    ]
+    return SealedBatch(item_keys, rows)
+
+
+class _BatchSealer:
+    """Seals items of one batch."""
+
+    def __init__(self, batch: Batch, opened: OpenIndex, encoder: sketch.Encoder) -> None:
+        self._batch = batch
+        self._keys = opened.keys
+        self._dtype = VECTOR_DTYPES[opened.index.storage_precision]
+        self._encoder = encoder
+        self._next_encoder = opened.next_encoder
+        self._unfilterable = metadata_schema.unfilterable(opened.schema)
+        self._blinder = _Blinder(opened.keys.token_key)
+
+    def seal(self, item_keys: Sequence[bytes], positions: Sequence[int]) -> SealedItems:
+        """Seal the items at `positions` of the batch, whose item keys are given."""
+        batch, keys = self._batch, self._keys
+        vectors = batch.vectors[positions]
+        with stage("sketch"):
+            sketches = self._encoder.encode_items(vectors, item_keys)
+            next_sketches = self._next_encoder.encode_items(vectors, item_keys) if self._next_encoder else None
+        metadata = [batch.metadata[position] for position in positions]
+        return SealedItems(
+            item_keys,
+            keys.ids.seal_all(item_keys, [batch.ids[position].encode() for position in positions]),
+            sketches,
+            next_sketches,
+            keys.vectors.seal_rows(item_keys, vectors.astype(self._dtype, copy=False)),
+            keys.contents.seal_all(item_keys, [_text(batch.contents[position]) for position in positions]),
+            keys.metadata.seal_all(item_keys, [_json(one) for one in metadata]),
+            [self._tokens(one) for one in metadata],
+        )
+
+    def _tokens(self, metadata: Metadata | None) -> list[bytes]:
+        """Return the tokens of `metadata`, sorted, so that their order does not tell which field each is of."""
+        if not metadata:
+            return []
+        terms = filters.terms.of_item(metadata, self._unfilterable)
+        # Two terms may share a token by chance.
+        return sorted({*map(self._blinder.__getitem__, terms)})
+
+
 class _Blinder(dict[filters.terms.Term, bytes]):
     """The token of each term, made when first asked for: values repeat within a batch."""
 
     def __init__(self, token_key: bytes) -> None:
         super().__init__()
-        self._token_key = token_key
+        self._token = tokens.tokenizer(token_key)
 
     def __missing__(self, term: filters.terms.Term) -> bytes:
-        token = self[term] = tokens.token(self._token_key, filters.terms.message(term))
+        token = self[term] = self._token(filters.terms.message(term))
         return token
 
 
-@timed("seal")
-def seal(batch: Batch, opened: OpenIndex, encoder: sketch.Encoder) -> list[SealedItem]:
-    """Return the rows to store, one for each id; of items with the same id the last one counts.
-
-    They have a second sketch by the index's next encoder, if there is one.
-    """
-    keys, precision, next_encoder = opened.keys, opened.index.storage_precision, opened.next_encoder
-    unfilterable = metadata_schema.unfilterable(opened.schema)
-    item_keys = tokens.item_keys(keys.blind_key, batch.ids)
-    last = list({item_key: position for position, item_key in enumerate(item_keys)}.values())
-    vectors = batch.vectors
-    if len(last) < len(item_keys):
-        item_keys, vectors = [item_keys[position] for position in last], vectors[last]
-    sealed_vectors = keys.vectors.seal_rows(item_keys, vectors.astype(VECTOR_DTYPES[precision]))
-    with stage("sketch"):
-        sketches = encoder.encode_items(vectors, item_keys)
-        next_sketches = next_encoder.encode_items(vectors, item_keys) if next_encoder else None
-    blinder = _Blinder(keys.token_key)
-    return [
-        SealedItem(
-            item_key,
-            keys.ids.seal(item_key, batch.ids[position].encode()),
-            bits.tobytes(),
-            sealed_vector,
-            _sealed_contents(keys, item_key, batch.contents[position]),
-            _sealed_metadata(keys, item_key, batch.metadata[position]),
-            None if next_sketches is None else next_sketches[row].tobytes(),
-            _tokens(blinder, batch.metadata[position], unfilterable),
-        )
-        for row, (item_key, position, bits, sealed_vector) in enumerate(
-            zip(item_keys, last, sketches, sealed_vectors, strict=True)
-        )
-    ]
+def _text(contents: str | None) -> bytes | None:
+    return contents.encode() if contents else None
 
 
-def _sealed_contents(keys: IndexKeys, item_key: bytes, contents: str | None) -> bytes | None:
-    return keys.contents.seal(item_key, contents.encode()) if contents else None
-
-
-def _sealed_metadata(keys: IndexKeys, item_key: bytes, metadata: Metadata | None) -> bytes | None:
-    return keys.metadata.seal(item_key, msgspec.json.encode(metadata)) if metadata else None
-
-
-def _tokens(blinder: _Blinder, metadata: Metadata | None, unfilterable: frozenset[str]) -> list[bytes]:
-    """Return the tokens of `metadata`, sorted, so that their order does not tell which field each is of."""
-    if not metadata:
-        return []
-    # Two terms may share a token by chance.
-    return sorted({blinder[term] for term in filters.terms.of_item(metadata, unfilterable)})
+def _json(metadata: Metadata | None) -> bytes | None:
+    return msgspec.json.encode(metadata) if metadata else None

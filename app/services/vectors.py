@@ -76,13 +76,13 @@ class VectorService:
     async def _write(self, opened: OpenIndex, batch: batches.Batch, access: IndexAccess) -> UpsertOutcome:
         index = opened.index
         encoder = opened.encoder or _first_encoder(opened, batch.vectors)
-        rows = await asyncio.to_thread(batches.seal, batch, opened, encoder)
+        sealed = await asyncio.to_thread(batches.seal, batch, opened, encoder)
         async with stage("sql"), self._engine.begin() as connection:
             await store.indexes.share_encoder(connection, index)
             await store.indexes.check_revision(connection, index)
             if opened.encoder is None:
                 await _initialise(connection, opened, encoder)
-            written = await store.items.upsert(connection, index, rows)
+            written = await store.items.upsert(connection, index, *sealed)
             await store.indexes.add_to_count(connection, index.id, n_items=written.n_new, n_changes=written.n_written)
             n_items = 0 if self._settings.auto_train_disabled else (await store.indexes.count(connection, index.id))[0]
             await store.audit.record(connection, audit.entry(access, "upsert", index.id, n_items=written.n_written))

@@ -3,6 +3,7 @@
 from app.store import (
     audit,
     candidates,
+    copying,
     doctor,
     filtered,
     indexes,
@@ -19,6 +20,7 @@ from app.store import (
 __all__ = [
     "audit",
     "candidates",
+    "copying",
     "doctor",
     "filtered",
     "indexes",

@@ -29,7 +29,8 @@ _BIT_OID = 1560
 _VARBIT_OID = 1562
 _BIGINT_OID = 20
 _BIGINT_ARRAY_OID = 1016
-_BIGINT_LENGTH = (8).to_bytes(4, "big")
+_BYTEA_OID = 17
+_BYTEA_ARRAY_OID = 1001
 _CONNECT_TIMEOUT_S = 10
 _LENGTH_BYTES = 4
 # A host that is gone without a word is given up after a minute; by the kernel's own measure it takes two hours.
@@ -73,19 +74,39 @@ class Tokens(tuple[bytes, ...]):
     __slots__ = ()
 
 
-class _TokensDumper(Dumper):
+class ItemKeys(tuple[bytes, ...]):
+    """Item keys for a `bytea[]`: 16 bytes each."""
+
+    __slots__ = ()
+
+
+class _ArrayDumper(Dumper):
     """Binary form of an array: dimensions, nulls, type of the elements; for its one dimension length and first index.
 
-    Then each element after its length. psycopg's own dumper asks for the type of every element.
+    Then each element after its length, the same for all. psycopg's own dumper asks for the type of every element.
     """
 
     format = Format.BINARY
-    oid = _BIGINT_ARRAY_OID
+    element_oid: int
+    element_bytes: int
 
-    def dump(self, obj: Tokens) -> Buffer:
+    def dump(self, obj: tuple[bytes, ...]) -> Buffer:
         if not obj:
-            return struct.pack(">iii", 0, 0, _BIGINT_OID)
-        return struct.pack(">iiiii", 1, 0, _BIGINT_OID, len(obj), 1) + _BIGINT_LENGTH + _BIGINT_LENGTH.join(obj)
+            return struct.pack(">iii", 0, 0, self.element_oid)
+        length = self.element_bytes.to_bytes(_LENGTH_BYTES, "big")
+        return struct.pack(">iiiii", 1, 0, self.element_oid, len(obj), 1) + length + length.join(obj)
+
+
+class _TokensDumper(_ArrayDumper):
+    oid = _BIGINT_ARRAY_OID
+    element_oid = _BIGINT_OID
+    element_bytes = 8
+
+
+class _ItemKeysDumper(_ArrayDumper):
+    oid = _BYTEA_ARRAY_OID
+    element_oid = _BYTEA_OID
+    element_bytes = 16
 
 
 class _VarBitLoader(Loader):
@@ -247,6 +268,7 @@ def _register_types(dbapi_connection: Any, _record: Any) -> None:
     adapters = _psycopg(dbapi_connection).adapters
     adapters.register_dumper(VarBit, _VarBitDumper)
     adapters.register_dumper(Tokens, _TokensDumper)
+    adapters.register_dumper(ItemKeys, _ItemKeysDumper)
     for oid in (_BIT_OID, _VARBIT_OID):
         adapters.register_loader(oid, _VarBitLoader)
 

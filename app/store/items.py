@@ -8,11 +8,15 @@ every statement all the same, so that they also hold where `items` is distribute
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
+import psycopg
+from psycopg import errors as pg
 from psycopg.rows import class_row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import Index, SealedItem
-from app.store.engine import Tokens, VarBit, driver
+from app.domain import Index
+from app.store import copying
+from app.store.engine import ItemKeys, driver
+from app.store.partitions import TOAST_TUPLE_TARGET
 from app.store.tables import partition_name, sketch_column
 
 _ID_CHUNK = 10_000
@@ -38,54 +42,79 @@ class SealedFields(NamedTuple):
 _FIELD_COLUMNS = {"vector": "sealed_vector", "contents": "sealed_contents", "metadata": "sealed_metadata"}
 
 
-async def upsert(connection: AsyncConnection, index: Index, rows: Sequence[SealedItem]) -> Written:
-    """Add or replace `rows`, whose item keys all differ.
+async def upsert(
+    connection: AsyncConnection, index: Index, item_keys: Sequence[bytes], rows: Sequence[bytes]
+) -> Written:
+    """Add or replace the items whose `rows` are those of `copying.rows`, in pieces, and in the order of `item_keys`.
 
     Rows are written in the order of their keys, so that concurrent batches cannot deadlock.
     """
     async with driver(connection) as raw:
-        sketch, other_sketch = sketch_column(index.encoder_version), sketch_column(index.encoder_version + 1)
-        await raw.execute(
-            "CREATE TEMPORARY TABLE incoming (item_key bytea, sealed_id bytea, sketch varbit, next_sketch varbit,"
-            " sealed_vector bytea, sealed_contents bytea, sealed_metadata bytea, tokens bigint[]) ON COMMIT DROP"
+        if not await _is_any_stored(raw, index, item_keys):
+            try:
+                # The savepoint is for a batch that is stored by two writers at the same time.
+                async with raw.transaction():
+                    await _copy(raw, index, partition_name(index.id), rows)
+                return Written(len(item_keys), len(item_keys))
+            except pg.UniqueViolation:
+                pass
+        return await _replace(raw, index, rows)
+
+
+async def _is_any_stored(raw: psycopg.AsyncConnection[Any], index: Index, item_keys: Sequence[bytes]) -> bool:
+    cursor = await raw.execute(
+        f"SELECT EXISTS (SELECT FROM {partition_name(index.id)} WHERE index_id = %s AND item_key = ANY(%s))",
+        (index.id, ItemKeys(item_keys)),
+    )
+    return bool(_one(await cursor.fetchone())[0])
+
+
+async def _copy(raw: psycopg.AsyncConnection[Any], index: Index, table: str, rows: Sequence[bytes]) -> None:
+    async with (
+        raw.cursor() as cursor,
+        cursor.copy(f"COPY {table} ({_columns(index)}) FROM STDIN (FORMAT BINARY)") as copy,
+    ):
+        await copy.write(copying.HEADER)
+        for piece in rows:
+            await copy.write(piece)
+        await copy.write(copying.TRAILER)
+
+
+async def _replace(raw: psycopg.AsyncConnection[Any], index: Index, rows: Sequence[bytes]) -> Written:
+    """Store rows of which some may be stored already."""
+    name, columns = partition_name(index.id), _columns(index)
+    # Like the partition, so that its rows stay in one piece here too: taking them apart costs more than the rest.
+    await raw.execute(
+        f"CREATE TEMPORARY TABLE incoming (LIKE {name} INCLUDING DEFAULTS INCLUDING STORAGE)"
+        f" WITH (toast_tuple_target = {TOAST_TUPLE_TARGET}) ON COMMIT DROP"
+    )
+    await _copy(raw, index, "incoming", rows)
+    sketch, other_sketch = _sketch_columns(index)
+    cursor = await raw.execute(
+        f"""
+        WITH written AS (
+            INSERT INTO {name} AS stored ({columns})
+            SELECT {columns} FROM incoming ORDER BY item_key
+            ON CONFLICT (index_id, item_key) DO UPDATE SET
+                sealed_id = excluded.sealed_id, {sketch} = excluded.{sketch},
+                {other_sketch} = excluded.{other_sketch},
+                sealed_vector = excluded.sealed_vector, sealed_contents = excluded.sealed_contents,
+                sealed_metadata = excluded.sealed_metadata, tokens = excluded.tokens, updated_at = now()
+            RETURNING xmax = 0 AS is_new
         )
-        async with raw.cursor() as cursor:
-            async with cursor.copy("COPY incoming FROM STDIN (FORMAT BINARY)") as copy:
-                copy.set_types(["bytea", "bytea", "varbit", "varbit", "bytea", "bytea", "bytea", "int8[]"])
-                for row in rows:
-                    await copy.write_row(
-                        (
-                            row.item_key,
-                            row.sealed_id,
-                            VarBit(row.sketch),
-                            None if row.next_sketch is None else VarBit(row.next_sketch),
-                            row.sealed_vector,
-                            row.sealed_contents,
-                            row.sealed_metadata,
-                            Tokens(row.tokens) if row.tokens else None,
-                        )
-                    )
-            await cursor.execute(
-                f"""
-                WITH written AS (
-                    INSERT INTO {partition_name(index.id)} AS stored
-                        (index_id, item_key, sealed_id, {sketch}, {other_sketch}, sealed_vector, sealed_contents,
-                         sealed_metadata, tokens)
-                    SELECT %s, item_key, sealed_id, sketch, next_sketch, sealed_vector, sealed_contents,
-                        sealed_metadata, tokens
-                    FROM incoming ORDER BY item_key
-                    ON CONFLICT (index_id, item_key) DO UPDATE SET
-                        sealed_id = excluded.sealed_id, {sketch} = excluded.{sketch},
-                        {other_sketch} = excluded.{other_sketch},
-                        sealed_vector = excluded.sealed_vector, sealed_contents = excluded.sealed_contents,
-                        sealed_metadata = excluded.sealed_metadata, tokens = excluded.tokens, updated_at = now()
-                    RETURNING xmax = 0 AS is_new
-                )
-                SELECT count(*) FILTER (WHERE is_new), count(*) FROM written
-                """,
-                (index.id,),
-            )
-            return Written(*_one(await cursor.fetchone()))
+        SELECT count(*) FILTER (WHERE is_new), count(*) FROM written
+        """
+    )
+    return Written(*_one(await cursor.fetchone()))
+
+
+def _columns(index: Index) -> str:
+    return copying.columns(*_sketch_columns(index))
+
+
+def _sketch_columns(index: Index) -> tuple[str, str]:
+    """Return the columns for sketches by the index's encoder and by the next one."""
+    return sketch_column(index.encoder_version), sketch_column(index.encoder_version + 1)
 
 
 async def by_keys(
@@ -100,7 +129,7 @@ async def by_keys(
         await cursor.execute(
             f"SELECT item_key, {'sealed_id' if 'id' in fields else 'NULL::bytea AS sealed_id'}, {', '.join(columns)}"
             f" FROM {partition_name(index.id)} WHERE index_id = %s AND item_key = ANY(%s)",
-            (index.id, list(item_keys)),
+            (index.id, ItemKeys(item_keys)),
         )
         return {row.item_key: row for row in await cursor.fetchall()}
 
@@ -118,7 +147,7 @@ async def delete(connection: AsyncConnection, index: Index, item_keys: Sequence[
             DELETE FROM {partition_name(index.id)} AS stored USING doomed
             WHERE stored.index_id = %s AND stored.item_key = doomed.item_key
             """,
-            (index.id, list(item_keys), index.id),
+            (index.id, ItemKeys(item_keys), index.id),
         )
         return cursor.rowcount
 

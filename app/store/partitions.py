@@ -17,14 +17,14 @@ from app.store.tables import dropped_indexes, items, ivf_name, partition_name, s
 
 # A row of up to 8 KB, with a vector of 1,536 float32, stays in one piece: a TOAST fetch for each candidate
 # would cost more than the scan.
-_TOAST_TUPLE_TARGET = 8160
+TOAST_TUPLE_TARGET = 8160
 
 
 async def create(connection: AsyncConnection, index_id: UUID) -> None:
     """Create the partition of an index. Neither reads nor writes of other indexes wait for it."""
     name = partition_name(index_id)
     for statement in (
-        f"CREATE TABLE {name} (LIKE {items.name} INCLUDING ALL) WITH (toast_tuple_target = {_TOAST_TUPLE_TARGET})",
+        f"CREATE TABLE {name} (LIKE {items.name} INCLUDING ALL) WITH (toast_tuple_target = {TOAST_TUPLE_TARGET})",
         # Not inherited: how often each token occurs is nobody's business, and no plan needs it.
         f"ALTER TABLE {name} ALTER COLUMN tokens SET STATISTICS 0",
         f"ALTER TABLE {items.name} ATTACH PARTITION {name} FOR VALUES IN ('{index_id}')",

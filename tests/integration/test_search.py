@@ -119,6 +119,22 @@ async def test_concurrent_upserts_of_the_same_ids_end_in_one_of_the_states(servi
     assert await services.vectors.count(access()) == 300
 
 
+async def test_items_that_another_writer_stores_meanwhile_are_replaced(
+    services: ServiceContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create(services)
+    await services.vectors.upsert(access(), items(np.zeros((30, 4), np.float32)))
+
+    async def not_yet(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(store.items, "_is_any_stored", not_yet)
+    await services.vectors.upsert(access(), items(np.ones((40, 4), np.float32)))
+    stored = await services.vectors.get(access(), [str(row) for row in range(40)], frozenset({"vector"}))
+    assert [item.vector.tolist() for item in stored if item.vector is not None] == [[1.0] * 4] * 40
+    assert await services.vectors.count(access()) == 40
+
+
 async def test_concurrent_first_upserts_of_two_dimensions_give_one_400(services: ServiceContext) -> None:
     await create(services)
     outcomes = await asyncio.gather(
