@@ -28,6 +28,7 @@ from litestar import Litestar
 from threadpoolctl import threadpool_limits
 
 from app.api.telemetry import check_tracing
+from app.cli import memory
 from app.configuration import Configuration
 from app.errors import ConfigurationError
 from app.main import create_app_from_env
@@ -77,6 +78,7 @@ def create_worker_app() -> Litestar:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # The workers are the threads: more of them only wait for each other, and spin while they do.
     threadpool_limits(1, user_api="blas")
+    memory.keep_buffers()
     app = create_app_from_env()
     _collect_rarely()
     return app
