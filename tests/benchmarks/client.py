@@ -34,7 +34,7 @@ class Connection:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def send(self, data: bytes) -> bytes:
+    def send(self, data: bytes | memoryview) -> bytes:
         """Send one request; return the body of its answer, which must be a 200."""
         self._socket.sendall(data)
         answer = b""

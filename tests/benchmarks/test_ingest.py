@@ -1,21 +1,23 @@
-"""Vectors a second, with contents and metadata, from four clients."""
+"""Vectors a second, with contents and metadata, from four clients, and the CPU time that each part takes for it."""
 
 import base64
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.benchmarks.client import KEY, Connection, request
+from tests.benchmarks import senders
+from tests.benchmarks.client import KEY, request
 from tests.benchmarks.conftest import BATCH, Report, batched_rows, items
 from tests.benchmarks.data import Data, generated
+from tests.benchmarks.processes import Cpu
 from tests.service.conftest import Service, new_service
 
 N_CLIENTS = 4
+N_STRETCHES = 6
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +30,14 @@ def service() -> Iterator[Service]:
         service.stop()
 
 
-def upserts(dataset: Data, index_name: str, prefix: str, *, is_binary: bool) -> list[bytes]:
-    """The requests that store `dataset`, made before the clock starts."""
+def upserts(dataset: Data, index_name: str, prefix: str, *, is_binary: bool) -> Iterator[bytes]:
+    """The requests that store `dataset`."""
     index = {"index_name": index_name, "index_key": KEY}
-    return [
-        request("vectors/upsert_binary", {**index, "batch": binary_batch(dataset, rows, prefix)})
-        if is_binary
-        else request("vectors/upsert", {**index, "items": items(dataset, rows, prefix)})
-        for rows in batched_rows(len(dataset.ids))
-    ]
+    for rows in batched_rows(len(dataset.ids)):
+        if is_binary:
+            yield request("vectors/upsert_binary", {**index, "batch": binary_batch(dataset, rows, prefix)})
+        else:
+            yield request("vectors/upsert", {**index, "items": items(dataset, rows, prefix)})
 
 
 def binary_batch(dataset: Data, rows: range, prefix: str) -> dict[str, Any]:
@@ -50,48 +51,53 @@ def binary_batch(dataset: Data, rows: range, prefix: str) -> dict[str, Any]:
     }
 
 
-def ingest(service: Service, requests: list[bytes]) -> tuple[float, float]:
-    """Send the requests from `N_CLIENTS` connections; return vectors/s overall and last third ÷ first third."""
-    waiting = list(enumerate(requests))[::-1]
-    done_at = [0.0] * len(requests)
-
-    def work() -> None:
-        with Connection(service.port) as connection:
-            while waiting:
-                number, data = waiting.pop()
-                connection.send(data)
-                done_at[number] = time.perf_counter()
-
-    threads = [threading.Thread(target=work) for _ in range(N_CLIENTS)]
-    start = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    ends = sorted(done_at)
-    third = len(ends) // 3
-    first, last = ends[third - 1] - start, ends[-1] - ends[-third - 1]
-    return BATCH * len(requests) / (ends[-1] - start), first / last
+def ingest(service: Service, requests: Iterator[bytes], path: Path) -> dict[str, Any]:
+    """Send the requests from `N_CLIENTS` connections; return what came of it."""
+    senders.write(path, requests)
+    before = Cpu.of(service)
+    sent = senders.send(service.port, path, N_CLIENTS)
+    cpu = Cpu.of(service) - before
+    n_requests = len(sent.answered_at)
+    ends = [0.0, *sent.answered_at][:: n_requests // N_STRETCHES]
+    n_items = BATCH * n_requests
+    return {
+        "per_second": n_items / sent.seconds,
+        "per_second_in_stretches": [
+            BATCH * (n_requests // N_STRETCHES) / (end - start) for start, end in pairwise(ends)
+        ],
+        "cpu_ms_per_1000": {
+            "service": cpu.service / n_items * 1e6,
+            "database": cpu.database / n_items * 1e6,
+            "clients": sent.cpu_seconds / n_items * 1e6,
+        },
+    }
 
 
+@pytest.mark.parametrize("is_binary", [True, False], ids=["binary", "json"])
 @pytest.mark.parametrize("dimension", [384, 1536])
-def test_ingest(service: Service, dataset: Data, report: Report, dimension: int) -> None:
+def test_ingest(
+    service: Service, dataset: Data, report: Report, tmp_path: Path, dimension: int, *, is_binary: bool
+) -> None:
     stored = dataset if dimension == dataset.vectors.shape[1] else generated(20_000, dimension, 100)
-    rows = []
-    for is_binary in (True, False):
-        index = {"index_name": f"ingest-{dimension}-{is_binary}", "index_key": KEY}
-        assert service.post("indexes/create", {**index, "metric": "cosine"}).status_code == 200
-        untrained, flatness = ingest(service, upserts(stored, index["index_name"], "", is_binary=is_binary))
-        assert service.post("indexes/train", index).json()["status"] == "success"
-        trained, _ = ingest(service, upserts(stored, index["index_name"], "more-", is_binary=is_binary))
-        assert service.post("vectors/num_vectors", index).json() == {"result": 2 * len(stored.ids)}
-        service.post("indexes/delete", index)
-        rows.append(
-            {
-                "format": "binary" if is_binary else "JSON",
-                "per_second": untrained,
-                "last_third_to_first": flatness,
-                "per_second_trained": trained,
-            }
-        )
-    report(f"ingest_{dimension}", {"data": stored.name, "n_clients": N_CLIENTS, "rows": rows})
+    name = f"ingest_{dimension}_{'binary' if is_binary else 'json'}"
+    index = {"index_name": name, "index_key": KEY}
+    assert service.post("indexes/create", {**index, "metric": "cosine"}).status_code == 200
+    path = tmp_path / "requests"
+    untrained = ingest(service, upserts(stored, name, "", is_binary=is_binary), path)
+    assert service.post("indexes/train", index).json()["status"] == "success"
+    trained = ingest(service, upserts(stored, name, "more-", is_binary=is_binary), path)
+    assert service.post("vectors/num_vectors", index).json() == {"result": 2 * len(stored.ids)}
+    service.post("indexes/delete", index)
+    report(
+        name,
+        {
+            "data": stored.name,
+            "n_items": len(stored.ids),
+            "dimension": dimension,
+            "format": "binary" if is_binary else "JSON",
+            "n_clients": N_CLIENTS,
+            "batch": BATCH,
+            "untrained": untrained,
+            "trained": trained,
+        },
+    )
