@@ -7,6 +7,7 @@ item with `id`, `text` and `metadata`).
 import gzip
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,17 +61,51 @@ def _real(directory: Path, n_queries: int) -> Data:
     )
 
 
+class Clusters:
+    """Vectors around 2,000 centres of low rank, as embeddings of text have them; the same for every process."""
+
+    def __init__(self, d: int) -> None:
+        rng = np.random.default_rng(20261122)
+        self._basis = rng.standard_normal((d // 4, d)).astype(np.float32)
+        self._centres = rng.standard_normal((2_000, d // 4)).astype(np.float32)
+
+    def vectors(self, n: int, seed: int) -> Matrix:
+        """Return `n` unit vectors, others for each seed."""
+        rng = np.random.default_rng([20261122, seed])
+        spread = 0.7 * rng.standard_normal((n, len(self._basis)), dtype=np.float32)
+        return _unit((self._centres[rng.integers(len(self._centres), size=n)] + spread) @ self._basis)
+
+
+class Nearest:
+    """The true nearest neighbours of queries among vectors that come piece by piece, and need not be kept."""
+
+    def __init__(self, queries: Matrix, k: int) -> None:
+        self._queries = queries
+        self._k = k
+        self._n_seen = 0
+        self._similarity = np.full((len(queries), k), -np.inf, np.float32)
+        self._rows = np.zeros((len(queries), k), np.intp)
+
+    def add(self, vectors: Matrix) -> None:
+        """Look at further unit vectors, whose rows go on where the last ones ended."""
+        rows = np.arange(self._n_seen, self._n_seen + len(vectors))
+        self._n_seen += len(vectors)
+        similarity = np.hstack([self._similarity, self._queries @ vectors.T])
+        candidates = np.hstack([self._rows, np.broadcast_to(rows, (len(self._queries), len(rows)))])
+        best = np.argpartition(-similarity, self._k - 1, axis=1)[:, : self._k]
+        self._similarity = np.take_along_axis(similarity, best, axis=1)
+        self._rows = np.take_along_axis(candidates, best, axis=1)
+
+    def recall(self, found: Sequence[set[int]]) -> float:
+        """Return the mean share of the true neighbours among the rows found for each query."""
+        shares = [len(one.intersection(true.tolist())) / self._k for one, true in zip(found, self._rows, strict=True)]
+        return float(np.mean(shares))
+
+
 def generated(n: int, d: int, n_queries: int) -> Data:
-    """Return vectors around 2,000 centres of low rank, as embeddings of text have them."""
-    rng = np.random.default_rng(20261122)
-    basis = rng.standard_normal((d // 4, d)).astype(np.float32)
-    centres = rng.standard_normal((2_000, d // 4)).astype(np.float32)
-
-    def around(count: int) -> Matrix:
-        spread = 0.7 * rng.standard_normal((count, d // 4)).astype(np.float32)
-        return _unit((centres[rng.integers(len(centres), size=count)] + spread) @ basis)
-
-    vectors, queries = around(n), around(n_queries)
+    """Return vectors of `Clusters`."""
+    clusters = Clusters(d)
+    vectors, queries = clusters.vectors(n, seed=1), clusters.vectors(n_queries, seed=0)
     kinds = ["noun", "verb", "adj", "adv"]
     return Data(
         f"generated {d}",

@@ -1,8 +1,8 @@
 """What the processes of the service and of its database take: CPU time and memory."""
 
-from collections.abc import Callable
+import threading
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import psutil
 
@@ -45,12 +45,46 @@ def _cpu_seconds(root: int) -> float:
     return seconds
 
 
-def memory_mb(root: int, size: Callable[[psutil.Process], int]) -> list[float]:
-    """Return the memory of each process below `root`, largest first, in MB."""
+class Peak:
+    """Watches the memory of the workers while its block runs: each one's own, without what they share."""
+
+    _INTERVAL_S = 0.5
+
+    def __init__(self, service: Service) -> None:
+        assert service.process is not None
+        self._supervisor = psutil.Process(service.process.pid)
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        # That of the largest worker, in MB, at each look.
+        self.worker_mb: list[float] = []
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._is_over.wait(self._INTERVAL_S):
+            self._look()
+
+    def _look(self) -> None:
+        self.worker_mb.append(max(_sizes_mb(self._supervisor, "uss")))
+
+
+def database_mb(service: Service) -> float:
+    """Return the memory of the database in MB, counting once what its processes share."""
+    return sum(_sizes_mb(psutil.Process(postmaster(service)), "pss"))
+
+
+def _sizes_mb(root: psutil.Process, kind: Literal["uss", "pss"]) -> list[float]:
     sizes = []
-    for child in psutil.Process(root).children(recursive=True):
+    for process in root.children(recursive=True):
         try:
-            sizes.append(size(child) / 1e6)
+            sizes.append(getattr(process.memory_full_info(), kind) / 1e6)
         except psutil.NoSuchProcess:
             continue
-    return sorted(sizes, reverse=True)
+    return sizes
