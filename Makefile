@@ -35,8 +35,9 @@ format: $(VENV)/.installed-dev ## Rewrite the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed-dev ## Run the benchmarks; SEALDEX_BENCH_DATA names real embeddings
-	$(BIN)/python -m pytest tests/benchmarks -s $(ARGS)
+bench: $(VENV)/.installed-dev ## Run the benchmarks and write docs/benchmarks.md; SEALDEX_BENCH_DATA names real embeddings
+	$(PIP) --editable '.[report]'
+	$(BIN)/python -m pytest tests/benchmarks -s $(ARGS); status=$$?; $(BIN)/python -m tests.benchmarks.plot && exit $$status
 
 attack-report: $(VENV)/.installed-dev ## Measure what a stolen database tells; SEALDEX_BENCH_DATA names the embeddings
 	$(PIP) --editable '.[report]'

@@ -44,7 +44,7 @@ def write(path: Path, requests: Iterable[bytes]) -> None:
 def send(port: int, path: Path, n_clients: int) -> Sent:
     """Send the requests of a file from `n_clients` connections, each the next when it has its answer."""
     command = [sys.executable, "-m", "tests.benchmarks.senders", str(port), str(path), str(n_clients)]
-    return Sent(**json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
+    return Sent(**json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
 
 
 def _read(data: memoryview) -> list[memoryview]:
