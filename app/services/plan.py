@@ -1,5 +1,6 @@
 """How a search is made: how many lists it reads and how many candidates it opens."""
 
+import math
 from dataclasses import dataclass
 
 from app import errors, search
@@ -8,6 +9,8 @@ from app.services.opener import OpenIndex
 
 _DEFAULT_RERANK_MULT = 10
 _MAX_INT32 = 2**31 - 1
+# The nearest that match a filter are farther from the query than the nearest of all, and so in more lists.
+_FILTERED_PROBES_MULT = 1.35
 _MIN_TARGET_RECALL = 0.5
 # Candidates for a target recall where nothing was measured: an untrained index scans all sketches, and what it misses
 # it misses by the noise of the sketches.
@@ -43,7 +46,8 @@ def scan(opened: OpenIndex, query: Query, top_k: int, default_target: float) -> 
         pool = top_k * max(1, query.rerank_mult)
         if not index.is_trained:
             pool = max(pool, choice.pool)
-    return Scan(top_k, pool, min(query.n_probes or choice.n_probes, index.n_lists))
+    n_probes = math.ceil(choice.n_probes * (_FILTERED_PROBES_MULT if query.filters else 1))
+    return Scan(top_k, pool, min(query.n_probes or n_probes, index.n_lists))
 
 
 def _choice(opened: OpenIndex, top_k: int, target: float) -> search.profile.Choice:
