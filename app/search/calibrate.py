@@ -21,9 +21,11 @@ MAX_POOL = 2_000
 DEEP_POOL = 10_000
 
 _POOL_STEP = 1.2
-# Recall measured on a sample is uncertain; a promise is kept if the recall is above it by so many standard errors,
-# which is where it is in nine cases of ten.
-_STANDARD_ERRORS = 1.28
+# Recall measured on a sample is uncertain; a promise is kept if the recall is above it by so many standard errors.
+_STANDARD_ERRORS = 1.5
+# With few queries, the best of many settings owes more to luck.
+_STANDARD_ERRORS_OF_FEW = 2.0
+_FEW_QUERIES = 100
 # Outside these, a recall is not worth measuring.
 _LITTLE, _ENOUGH = 0.75, 0.985
 _PROBE_STEP = 1.6
@@ -166,10 +168,11 @@ def measure(n_probes: int, limit: int, found: NDArray[np.float32], clear: NDArra
     near = found[clear, :top_k]
     if not near.size:
         return []
+    n_errors = _STANDARD_ERRORS_OF_FEW if len(near) < _FEW_QUERIES else _STANDARD_ERRORS
     points = []
     for pool in _pools(top_k, limit):
         recalls = (near <= pool).mean(axis=1)
-        error = _STANDARD_ERRORS * float(recalls.std()) / len(recalls) ** 0.5
+        error = n_errors * float(recalls.std()) / len(recalls) ** 0.5
         recall = float(recalls.mean())
         points.append(Point(n_probes, pool, round(recall, 4), round(recall - error, 4)))
     return points

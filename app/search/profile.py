@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
+_MORE_MISSING = 0.2
+
 
 class Point(NamedTuple):
     """A setting of a search, the recall it was measured to have, and the recall that is safe to promise."""
@@ -71,3 +73,12 @@ class Profile:
         if top_k <= measured_top_k:
             return Choice(choice.n_probes, max(choice.pool, top_k))
         return Choice(choice.n_probes, math.ceil(choice.pool * top_k / measured_top_k))
+
+
+def default_target(target_recall: float, top_k: int) -> float:
+    """Return what a search that names no target is to find: `target_recall` of up to 10 results, a little less of more.
+
+    Of 100 results and more, a fifth more may be missing: the last places are the dearest, and matter the least.
+    """
+    share = min(1.0, max(0.0, math.log10(top_k / 10)))
+    return 1 - (1 - target_recall) * (1 + _MORE_MISSING * share)

@@ -84,15 +84,15 @@ class Calibrator:
     async def _measure(self, index: Index, known: Calibration, advance: Callable[[float], None]) -> Points:
         """Return the recall of searches for each of `calibrate.TOP_KS`, by probes and pool."""
         points = await self._measure_roughly(index, known, lambda share: advance(0.5 * share))
-        target = self._settings.target_recall
-        for top_k in calibrate.TOP_KS:
+        targets = {top_k: profile.default_target(self._settings.target_recall, top_k) for top_k in calibrate.TOP_KS}
+        for top_k, target in targets.items():
             for n_probes in calibrate.about(points[top_k], target, index.n_lists):
                 measured = await self._measure_probes(index, known, n_probes, _N_QUERIES)
                 calibrate.replace(points, measured)
                 if calibrate.reaches(measured[top_k], target):
                     break
             advance(0.75)
-        if not all(calibrate.reaches(measured, target) for measured in points.values()):
+        if not all(calibrate.reaches(points[top_k], target) for top_k, target in targets.items()):
             # Some data needs large pools: norms that vary much, or much noise.
             calibrate.add(points, await self._measure_probes(index, known, index.n_lists, _N_ROUGHLY, is_deep=True))
         return points

@@ -39,7 +39,9 @@ def check(query: Query) -> None:
 def scan(opened: OpenIndex, query: Query, top_k: int, default_target: float) -> Scan:
     """Return the scan for `query`: what it says itself, and for the rest what the index's profile says."""
     index = opened.index
-    target = default_target if query.target_recall is None else query.target_recall
+    target = query.target_recall
+    if target is None:
+        target = search.profile.default_target(default_target, top_k)
     choice = _choice(opened, top_k, target)
     pool = choice.pool
     if query.rerank_mult is not None:

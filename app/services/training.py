@@ -39,7 +39,7 @@ _MAX_REMEMBERED = 10_000
 # What the column for the number of lists asked for can hold; more than any index has.
 _MAX_INT32 = 2**31 - 1
 # An index that has grown so many times since its recall was measured has it measured again.
-_GROWTH = 2
+_GROWTH = 1.5
 
 
 class TrainingService:
@@ -141,7 +141,7 @@ class TrainingService:
         self._run(self._resume(opened))
 
     def _measure_again_if_grown(self, opened: OpenIndex, n_items: int) -> None:
-        """Start, in the background, to measure recall anew once an index has twice the items of the last time."""
+        """Start, in the background, to measure recall anew once an index has half as many items again as the last time."""
         index = opened.index
         n_measured = (index.profile or {}).get("n_items", n_items)
         if n_items <= _GROWTH * n_measured or index.is_training_due or not _can_open(opened) or index.id in self._tasks:

@@ -1,6 +1,6 @@
 import pytest
 
-from app.search.profile import Choice, Profile
+from app.search.profile import Choice, Profile, default_target
 
 DATA = {
     "points": {
@@ -58,3 +58,9 @@ def test_the_pool_holds_all_results_and_probes_do_not_exceed_the_lists(top_k: in
     choice = profile(40).choice(top_k, 0.98)
     assert choice.pool >= top_k
     assert choice.n_probes <= 40
+
+
+def test_of_many_results_a_few_more_may_be_missing() -> None:
+    assert [default_target(0.95, top_k) for top_k in (1, 10, 100, 1_000)] == pytest.approx([0.95, 0.95, 0.94, 0.94])
+    assert 0.94 < default_target(0.95, 30) < 0.95
+    assert default_target(1.0, 100) == 1.0
