@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager, suppress
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import errors
@@ -19,6 +18,7 @@ from app.settings import Settings
 from app.store.engine import maintenance_connection
 
 _NUMBER_BYTES = 8
+_PATIENCE_S = 5.0
 # The snapshot of a SELECT stays until the next statement, and CREATE INDEX CONCURRENTLY waits for it. This has none.
 _REST = "SET LOCAL idle_in_transaction_session_timeout = 0"
 
@@ -69,14 +69,21 @@ class Presence:
         await asyncio.shield(self._confirm())
 
     async def _confirm(self) -> None:
-        async with self._one_at_a_time:
-            if self._connection is not None:
-                try:
-                    await self._connection.exec_driver_sql(_REST)
-                except (DBAPIError, errors.AppError):
+        try:
+            async with asyncio.timeout(_PATIENCE_S), self._one_at_a_time:
+                if self._connection is not None and not await self._is_alive(self._connection):
                     await self._close()
-            if self._connection is None and self._n_holders:
-                self._connection = await self._take()
+                if self._connection is None and self._n_holders:
+                    self._connection = await self._take()
+        except TimeoutError as error:
+            raise errors.Unavailable("The database does not answer") from error
+
+    async def _is_alive(self, connection: AsyncConnection) -> bool:
+        try:
+            await connection.exec_driver_sql(_REST)
+        except (sa.exc.SQLAlchemyError, errors.AppError):
+            return False
+        return True
 
     async def _take(self) -> AsyncConnection:
         connection = await maintenance_connection(self._settings, self._dsn)
@@ -100,5 +107,5 @@ class Presence:
     async def _close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(DBAPIError, errors.AppError):
+            with suppress(sa.exc.SQLAlchemyError, errors.AppError):
                 await connection.close()
