@@ -34,7 +34,7 @@ _PATIENCE_S = store.training.LEASE_S * 2 / 3
 _QUEUE_POLL_S = 0.2
 _SWEEP_INTERVAL_S = 30.0
 _CLEAR_UP_S = 15.0
-# A service that is told to stop leaves to the next start what takes longer, above all when its database is gone.
+# A service that is told to stop leaves to the next start what takes longer.
 _STOP_CLEAR_UP_S = 2.0
 _STOP_S = 5.0
 # A worker asks the database at most so often whether a training that came to no end can be started again.

@@ -159,7 +159,14 @@ class Run:
         elif self.service.process is not None:
             self.service.process.wait(_PATIENCE_S)
             self._wait_for_orphans()
-        self.service.start()
+        self._start()
+
+    def _start(self) -> None:
+        try:
+            self.service.start()
+        except AssertionError as error:
+            # Its message is all of the log, of which the end is shown anyway.
+            raise Broken("the service does not start again") from error
 
     def _stop(self) -> None:
         started = time.monotonic()
@@ -277,7 +284,7 @@ def crash(n_cycles: int, seed: int) -> str:
                 run.cycle(number)
             except (Broken, httpx.TransportError) as broken:
                 where = f"seed {seed}, cycle {number}, data in {directory}"
-                raise Broken(f"{where}: {broken}\n{_end_of(service.log)}") from broken
+                raise Broken(f"{where}: {broken}\n{_end_of(service.log)}") from None
             if number % _CYCLES_A_LINE == _CYCLES_A_LINE - 1:
                 print(run.figures(), flush=True)
     finally:
