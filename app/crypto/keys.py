@@ -18,10 +18,12 @@ long a rejection takes says nothing about the key.
 """
 
 import os
-from functools import cached_property, lru_cache, partial
+import threading
+from functools import cached_property, partial
 from typing import Self
 from uuid import UUID
 
+from cachetools import LRUCache
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -101,6 +103,40 @@ def _wrapper(kek: bytes) -> AESGCM:
     return AESGCM(kek)
 
 
+class _SessionCiphers:
+    """What opens values that writers sealed, derived when first asked for and then kept. Safe to share between threads.
+
+    Knows nothing of `IndexKeys`: two that hold each other live until the garbage collector comes, long after the keys
+    were to be forgotten.
+    """
+
+    def __init__(self, pseudorandom_key: bytes, index_id: UUID) -> None:
+        self._pseudorandom_key = pseudorandom_key
+        self._index_id = index_id
+        self._sessions: LRUCache[bytes, sessions.Session] = LRUCache(_MAX_SESSIONS)
+        self._ciphers: LRUCache[tuple[str, bytes], AESGCM] = LRUCache(_MAX_SESSIONS)
+        self._lock = threading.Lock()
+
+    @cached_property
+    def private_key(self) -> bytes:
+        """X25519 private key of the index."""
+        return hkdf.expand(self._pseudorandom_key, "writer")
+
+    def cipher(self, label: str, name: bytes) -> AESGCM:
+        """Return the cipher of a column in the session called `name`. Raises `DataCorrupted`."""
+        with self._lock:
+            cipher = self._ciphers.get((label, name))
+            if cipher is None:
+                cipher = self._ciphers[label, name] = AESGCM(self._session(name).key(label))
+            return cipher
+
+    def _session(self, name: bytes) -> sessions.Session:
+        session = self._sessions.get(name)
+        if session is None:
+            session = self._sessions[name] = sessions.enter(self.private_key, name, self._index_id)
+        return session
+
+
 class IndexKeys:
     """Every key of one index, derived from its data key when first used and then kept.
 
@@ -110,8 +146,7 @@ class IndexKeys:
     def __init__(self, pseudorandom_key: bytes, index_id: UUID) -> None:
         self.index_id = index_id
         self._pseudorandom_key = pseudorandom_key
-        self._session = lru_cache(_MAX_SESSIONS)(self._derive_session)
-        self._session_cipher = lru_cache(_MAX_SESSIONS)(self._derive_session_cipher)
+        self._sessions = _SessionCiphers(pseudorandom_key, index_id)
 
     @classmethod
     def derive(cls, dek: bytes, index_id: UUID) -> Self:
@@ -128,7 +163,7 @@ class IndexKeys:
     def write_key(self) -> bytes:
         """Return what `WriterKeys` takes: enough to write items and to delete them by id."""
         encoder = hkdf.expand(self._pseudorandom_key, "encoder", aead.KEY_MATERIAL_BYTES)
-        public = sessions.public_bytes(self._writer_key)
+        public = sessions.public_bytes(self._sessions.private_key)
         return public + self.blind_key + self.token_key + self.sketch_key + encoder
 
     @cached_property
@@ -173,17 +208,7 @@ class IndexKeys:
 
     def _sealer(self, label: str) -> aead.Sealer:
         key_material = hkdf.expand(self._pseudorandom_key, label, aead.KEY_MATERIAL_BYTES)
-        return aead.Sealer(key_material, self.index_id, label, sessions=partial(self._session_cipher, label))
-
-    @cached_property
-    def _writer_key(self) -> bytes:
-        return hkdf.expand(self._pseudorandom_key, "writer")
-
-    def _derive_session(self, name: bytes) -> sessions.Session:
-        return sessions.enter(self._writer_key, name, self.index_id)
-
-    def _derive_session_cipher(self, label: str, name: bytes) -> AESGCM:
-        return AESGCM(self._session(name).key(label))
+        return aead.Sealer(key_material, self.index_id, label, sessions=partial(self._sessions.cipher, label))
 
 
 class WriterKeys(IndexKeys):

@@ -273,12 +273,13 @@ class Trainer:
         async with self._engine.connect() as connection:
             names = await store.training.leftovers(connection, claimed=claimed)
         if names:
-            async with maintenance_connection(self._settings, self._dsn) as connection:
+            async with maintenance_connection(self._settings, self.dsn) as connection:
                 for name in names:
                     await store.training.drop_ivf(connection, name)
 
     @property
-    def _dsn(self) -> str:
+    def dsn(self) -> str:
+        """Address of the database for what takes long, which is not behind a pooler."""
         dsn = self._settings.maintenance_database_url or self._settings.database_url
         assert dsn is not None  # noqa: S101 - the service does not start without one
         return dsn
@@ -290,7 +291,7 @@ class Trainer:
         wanted = Build(index.id, result.generation, result.encoder_version, bits, result.n_lists, memory_mb)
         watch = asyncio.create_task(self._watch_build(job))
         try:
-            async with maintenance_connection(self._settings, self._dsn) as connection:
+            async with maintenance_connection(self._settings, self.dsn) as connection:
                 await store.training.build(connection, wanted)
                 if not await store.training.is_valid(connection, index.id, result.generation):
                     raise errors.TrainingFailed("PostgreSQL left the new index invalid")
@@ -319,7 +320,7 @@ class Trainer:
             await store.audit.record(connection, audit.of_training(index, result.n_items))
         job.progress.enter("cleaning")
         await self.drop_leftovers(job.claim.index_id)
-        async with maintenance_connection(self._settings, self._dsn) as connection:
+        async with maintenance_connection(self._settings, self.dsn) as connection:
             await store.training.analyze(connection, index.id)
 
     # ------------------------------------------------------------ calibration

@@ -8,10 +8,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from cachetools import TTLCache
 from sqlalchemy.exc import DBAPIError
@@ -23,6 +23,7 @@ from app.services import audit
 from app.services.opener import IndexOpener, OpenIndex
 from app.services.trainer import Job, Progress, Trainer, Wanted, automatic_n_lists
 from app.settings import Settings
+from app.store.presence import Presence
 from app.store.training import Claim, ClaimLost
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,9 @@ _PATIENCE_S = store.training.LEASE_S * 2 / 3
 _QUEUE_POLL_S = 0.2
 _SWEEP_INTERVAL_S = 30.0
 _CLEAR_UP_S = 15.0
+# A service that is told to stop leaves to the next start what takes longer.
+_STOP_CLEAR_UP_S = 2.0
+_STOP_S = 5.0
 # A worker asks the database at most so often whether a training that came to no end can be started again.
 _RESUME_INTERVAL_S = 5.0
 _MAX_REMEMBERED = 10_000
@@ -50,6 +54,7 @@ class TrainingService:
         self._opener = opener
         self._settings = settings
         self._trainer = Trainer(engine, settings)
+        self._presence = Presence(settings, self._trainer.dsn)
         self._tasks: dict[UUID, asyncio.Task[TrainingResult | None]] = {}
         self._asked: TTLCache[UUID, bool] = TTLCache(_MAX_REMEMBERED, _RESUME_INTERVAL_S)
         self._background: set[asyncio.Task[None]] = set()
@@ -63,7 +68,11 @@ class TrainingService:
         tasks = [*self._background, *self._tasks.values()]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            # A connection whose server hangs is cut by the end of the process; its claim ends with it.
+            _, hung = await asyncio.wait(tasks, timeout=_STOP_S)
+            if hung:
+                logger.warning("%d trainings did not end in time: the database hangs", len(hung))
 
     async def train(self, access: IndexAccess, n_lists: int | None) -> str | None:
         """Train an index, behind a training that is at work on it already; return why that failed, or None.
@@ -141,7 +150,7 @@ class TrainingService:
         self._run(self._resume(opened))
 
     def _measure_again_if_grown(self, opened: OpenIndex, n_items: int) -> None:
-        """Start, in the background, to measure recall anew once an index has half as many items again as the last time."""
+        """Start, in the background, to measure recall anew once an index has grown by half since the last time."""
         index = opened.index
         n_measured = (index.profile or {}).get("n_items", n_items)
         if n_items <= _GROWTH * n_measured or index.is_training_due or not _can_open(opened) or index.id in self._tasks:
@@ -179,15 +188,18 @@ class TrainingService:
         """Claim the job of an index and start its task; None when another training has it or it must wait."""
         if index.id in self._tasks:
             return None
-        claim = Claim(index.id, uuid4())
-        async with self._engine.begin() as connection:
-            now = await store.indexes.by_id(connection, index.id)
-            if now is None or (is_patient and now.generation != index.generation):
-                # Deleted, or trained since the caller looked.
-                return None
-            if not await store.training.enqueue(connection, claim, n_lists=wanted.n_lists, is_patient=is_patient):
-                return None
-        task = asyncio.create_task(self._train(claim, wanted))
+        claim = Claim(index.id, self._presence.new_claim())
+        async with AsyncExitStack() as stack:
+            async with self._engine.begin() as connection:
+                now = await store.indexes.by_id(connection, index.id)
+                if now is None or (is_patient and now.generation != index.generation):
+                    # Deleted, or trained since the caller looked.
+                    return None
+                if not await store.training.enqueue(connection, claim, n_lists=wanted.n_lists, is_patient=is_patient):
+                    return None
+                # Before others see the claim, who would take it for that of a dead worker.
+                await stack.enter_async_context(self._presence.held())
+            task = asyncio.create_task(self._train(claim, wanted, stack.pop_all()))
         self._tasks[index.id] = task
         task.add_done_callback(lambda done: self._forget(index.id, done))
         return task
@@ -198,8 +210,12 @@ class TrainingService:
         if not task.cancelled():
             task.exception()
 
-    async def _train(self, claim: Claim, wanted: Wanted) -> TrainingResult | None:
+    async def _train(self, claim: Claim, wanted: Wanted, presence: AsyncExitStack) -> TrainingResult | None:
         """Wait for the job's turn, train, and give the job back whatever the end."""
+        async with presence:
+            return await self._train_claimed(claim, wanted)
+
+    async def _train_claimed(self, claim: Claim, wanted: Wanted) -> TrainingResult | None:
         progress = Progress()
         began = time.monotonic()
         try:
@@ -250,6 +266,7 @@ class TrainingService:
         last = time.monotonic()
         while time.monotonic() - last < _PATIENCE_S:
             try:
+                await self._presence.confirm()
                 async with self._engine.begin() as connection:
                     await store.training.beat(connection, claim, progress.phase, progress.percent)
                 last = time.monotonic()
@@ -262,7 +279,8 @@ class TrainingService:
     async def _give_back(self, claim: Claim, error: Exception | None) -> None:
         """Clear up after a training that came to no good end, and free its job."""
         try:
-            await asyncio.wait_for(self._trainer.drop_leftovers(claim.index_id), _CLEAR_UP_S)
+            limit = _STOP_CLEAR_UP_S if error is None else _CLEAR_UP_S
+            await asyncio.wait_for(self._trainer.drop_leftovers(claim.index_id), limit)
         except (TimeoutError, DBAPIError, errors.AppError) as problem:
             logger.warning("what a training left is cleared away later: %s", type(problem).__name__)
         # A claim that is lost and a database that is gone need nothing given back.

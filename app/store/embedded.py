@@ -185,16 +185,13 @@ class EmbeddedPostgres:
     def _stop_orphan(self) -> None:
         """Stop the server that a killed service has left behind, or remove what a killed server has left."""
         pid_file = self.pgdata / "postmaster.pid"
-        if not pid_file.exists():
-            # A base backup brings the lock of the socket along, which names a server that is not this one.
-            (self.pgdata / f"{_SOCKET_NAME}.lock").unlink(missing_ok=True)
-            return
-        lines = pid_file.read_text().splitlines()
+        lines = pid_file.read_text().splitlines() if pid_file.exists() else []
         if lines and lines[0].isdigit() and _is_postmaster(int(lines[0]), self.pgdata):
             self._stop_server()
-        else:
-            # The number may belong to some other process by now, which PostgreSQL would take for a server.
-            pid_file.unlink()
+        # The numbers in both may belong to some other process by now, or to a dead one that nobody has reaped yet:
+        # PostgreSQL would take it for a server. A base backup brings the lock of the socket along.
+        pid_file.unlink(missing_ok=True)
+        (self.pgdata / f"{_SOCKET_NAME}.lock").unlink(missing_ok=True)
 
     def _write_settings(self) -> None:
         lines = ["# Written by Sealdex at each start. Your own settings: ALTER SYSTEM SET … overrides these."]

@@ -7,7 +7,7 @@ statements need PgBouncer 1.22 with `max_prepared_statements`, or `SEALDEX_PREPA
 import select
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import psycopg
@@ -219,8 +219,8 @@ def _listen(engine: sa.Engine, settings: Settings) -> None:
     sa.event.listen(engine, "handle_error", _translate)
 
 
-def maintenance_connection(settings: Settings, dsn: str) -> AbstractAsyncContextManager[AsyncConnection]:
-    """Return a connection of its own, outside the pool: autocommit and no statement timeout.
+def maintenance_connection(settings: Settings, dsn: str) -> AsyncConnection:
+    """Return a connection of its own, outside the pool: autocommit and no statement timeout. It opens when awaited.
 
     For what cannot run in a transaction or takes minutes, such as `CREATE INDEX CONCURRENTLY`. Its session
     settings are not shared when `dsn` leads to PostgreSQL itself, as it should for long jobs.

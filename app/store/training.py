@@ -1,8 +1,9 @@
 """Statements of training: the job of an index and its lease, what a training builds, and what it leaves.
 
 A job is claimed by writing a random name, the claim, into its row, and is kept by a heartbeat. Once the heartbeat is
-`LEASE_S` old, the job belongs to nobody, and the next claim takes it over. Every statement that changes
-something for good names the claim, so a trainer that was stopped and comes back can do no harm.
+`LEASE_S` old, or the trainer's connection is gone (`store.presence`), the job belongs to nobody, and the next claim
+takes it over. Every statement that changes something for good names the claim, so a trainer that was stopped and comes
+back can do no harm.
 """
 
 import re
@@ -20,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Index, TrainingJob, TrainingResult, TrainingStatus
 from app.store.partitions import ivf_definition
+from app.store.presence import IS_PRESENT
 from app.store.tables import IVF_PREFIX, indexes, ivf_name, partition_name, training_jobs, trainings
 
 LEASE_S = 30
@@ -35,11 +37,12 @@ _MAX_DOUBLINGS = 8
 _IVF_NAME = re.compile(rf"{IVF_PREFIX}([0-9a-f]{{32}})_[0-9]+")
 
 _LEASE = sa.cast(f"{LEASE_S} seconds", INTERVAL)
-_is_live = sa.and_(
+_is_fresh = sa.and_(
     training_jobs.c.state.in_(["queued", "running"]),
     # One from the future is of before the clock was set back: it would keep the job of a trainer that is gone.
     training_jobs.c.heartbeat_at.between(sa.func.now() - _LEASE, sa.func.now() + _LEASE),
 )
+_is_live = sa.and_(_is_fresh, IS_PRESENT)
 
 
 class ClaimLost(Exception):
@@ -57,9 +60,10 @@ class Claim:
     def condition(self) -> sa.ColumnElement[bool]:
         """What is true of the job's row as long as the claim holds.
 
-        A claim that has expired never holds again: what its trainer has built may be gone already.
+        A claim that has expired never holds again: what its trainer has built may be gone already. One whose trainer
+        has lost a connection holds until another takes the job.
         """
-        return sa.and_(training_jobs.c.index_id == self.index_id, training_jobs.c.claim == self.name, _is_live)
+        return sa.and_(training_jobs.c.index_id == self.index_id, training_jobs.c.claim == self.name, _is_fresh)
 
 
 # ---------------------------------------------------------------- the job

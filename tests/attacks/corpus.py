@@ -27,7 +27,7 @@ class Corpus:
     name: str
     vectors: Matrix
     queries: Matrix
-    fields: Mapping[str, Sequence[str]]
+    fields: Mapping[str, Sequence[str | int]]
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -37,7 +37,7 @@ class Corpus:
         with gzip.open(directory / "items.jsonl.gz", "rt") as lines:
             metadata = [json.loads(line)["metadata"] for line in lines]
         order = np.random.default_rng(0).permutation(len(vectors))
-        fields = {name: [str(metadata[row].get(name)) for row in order] for name in metadata[0]}
+        fields = {name: [metadata[row][name] for row in order] for name in metadata[0]}
         return cls(directory.name, vectors[order], queries, fields)
 
     @classmethod

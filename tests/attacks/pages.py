@@ -40,8 +40,10 @@ the same item is stored again, and when its vector is stored under another id.
 {table}"""
 _FREQUENCY = """## (e) Frequency attack on tokens
 
-Tokens are deterministic: the k-th most frequent token is taken for the k-th most frequent value of a sample,
-half of the corpus each. Share of items whose value is recovered, and by always guessing the most frequent value.
+The column `tokens` as upserts write it: one array an item, sorted. Tokens are deterministic: the k-th most frequent
+token is taken for the k-th most frequent value of a sample, half of the corpus each. Share of items whose value is
+recovered, when the attacker knows which field each token is of and when not, and by always guessing the most frequent
+value.
 
 {table}"""
 _PRICE = """## (g) The price
@@ -145,10 +147,10 @@ def _structure(settings: list[dict[str, Any]]) -> str:
 
 def _frequency(fields: dict[str, dict[str, float]]) -> str:
     rows = [
-        [name, f"{one['values']:,.0f}", f"{one['recovered']:.2f}", f"{one['guessed']:.2f}"]
+        [name, f"{one['values']:,.0f}", *(f"{one[key]:.2f}" for key in ("recovered", "field_unknown", "guessed"))]
         for name, one in fields.items()
     ]
-    return _FREQUENCY.format(table=_table(["field", "values", "recovered", "guessed"], rows))
+    return _FREQUENCY.format(table=_table(["field", "values", "recovered", "field unknown", "guessed"], rows))
 
 
 def _price(settings: list[dict[str, Any]]) -> str:

@@ -6,12 +6,13 @@ The numbers are kept in docs/attack-report.json, so that the page can be written
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.attacks import price, structure
+from tests.attacks import frequency, price, structure
 from tests.attacks.alignment import align
 from tests.attacks.corpus import Corpus, unit
 from tests.attacks.decoders import covariance_of, hyperplane_cosine, mean_cosine, ridge, ridge_cosine
@@ -117,12 +118,8 @@ def unpaired(corpus: Corpus, setting: Setting) -> dict[str, Any]:
 
 def frequencies(corpus: Corpus) -> dict[str, dict[str, float]]:
     """Share of values recovered from tokens, by field: half of the corpus is stored, the other half is known."""
-    stored, known = corpus.half(first=True), corpus.half(first=False)
-    found = {}
-    for field, values in stored.fields.items():
-        recovered, guessed = structure.frequency_attack(values, known.fields[field])
-        found[field] = {"recovered": recovered, "guessed": guessed, "values": float(len(set(values)))}
-    return found
+    found = frequency.attack(corpus.half(first=True).fields, corpus.half(first=False).fields)
+    return {field: asdict(one) for field, one in found.items()}
 
 
 def _decoder(stolen: StolenIndex, count: int) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -1,12 +1,8 @@
-"""What the table shows without any decoder: neighbours, members, equal values, and the same item elsewhere."""
-
-from collections import Counter
-from collections.abc import Sequence
+"""What the sketches show without any decoder: neighbours, members, and the same item elsewhere."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.crypto import tokens
 from app.domain import Matrix
 from tests.attacks.stolen import Setting, StolenIndex, as_signs, item_keys, make_encoder
 
@@ -33,20 +29,6 @@ def membership_advantage(stolen: StolenIndex, strangers: Matrix, weights: Matrix
     others = (stolen.lift(strangers[:n_items]) @ decoded.T).max(axis=1)
     thresholds = np.concatenate([members, others])
     return max(float(np.mean(members >= one) - np.mean(others >= one)) for one in thresholds)
-
-
-def frequency_attack(values: Sequence[str], known: Sequence[str]) -> tuple[float, float]:
-    """Share of items whose value is recovered from their token, and by always guessing the most frequent value.
-
-    Rank matching: the k-th most frequent token is taken for the k-th most frequent value in `known`, another sample.
-    """
-    blind_key = b"tokens of one field of one index"
-    tokens_of = dict(zip(set(values), tokens.item_keys(blind_key, set(values)), strict=True))
-    ranked_tokens = [token for token, _ in Counter(tokens_of[value] for value in values).most_common()]
-    ranked_values = [value for value, _ in Counter(known).most_common()]
-    guesses = dict(zip(ranked_tokens, ranked_values, strict=False))
-    recovered = np.mean([guesses.get(tokens_of[value]) == value for value in values])
-    return float(recovered), float(np.mean([value == ranked_values[0] for value in values]))
 
 
 def linked_across_indexes(vectors: Matrix, setting: Setting, n_items: int = 2_000) -> dict[str, float]:

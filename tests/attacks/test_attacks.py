@@ -9,7 +9,7 @@ import functools
 import numpy as np
 import pytest
 
-from tests.attacks import report, structure
+from tests.attacks import frequency, report, structure
 from tests.attacks.alignment import align
 from tests.attacks.corpus import Corpus
 from tests.attacks.decoders import mean_cosine
@@ -104,7 +104,12 @@ def test_flips_are_tossed_for_every_item_and_every_bit_alone() -> None:
 
 
 def test_frequency_attack_recovers_what_stands_out_and_nothing_of_equal_frequency() -> None:
-    unlike = ["a"] * 70 + ["b"] * 20 + ["c"] * 10
-    assert structure.frequency_attack(unlike, unlike) == (1.0, 0.7)
+    unlike = {"field": ["a"] * 70 + ["b"] * 20 + [5] * 10}
+    assert frequency.attack(unlike, unlike) == {"field": frequency.Recovered(1.0, 1.0, 0.7, 3)}
     alike = [str(number) for number in range(200)]
-    assert structure.frequency_attack(alike, alike[::-1])[0] < 0.05
+    assert frequency.attack({"field": alike}, {"field": alike[::-1]})["field"].recovered < 0.05
+
+
+def test_values_without_tokens_are_not_recovered() -> None:
+    fields = {"boolean": [True] * 90 + [False] * 10}
+    assert frequency.attack(fields, fields)["boolean"].recovered == 0

@@ -92,6 +92,20 @@ def test_a_pid_file_that_names_another_process_is_stale(data_dir: Path) -> None:
         assert _ask(server, "SELECT 1") == 1
 
 
+def test_a_socket_lock_that_names_a_living_process_is_stale(data_dir: Path) -> None:
+    """As a killed server leaves it, whose number another process has by now, or which nobody has reaped yet."""
+    with EmbeddedPostgres(data_dir, overrides=QUICK) as server:
+        lock = data_dir / "postgres" / ".s.PGSQL.5432.lock"
+        left = lock.read_text().splitlines()
+        identity = server._identity
+    with subprocess.Popen(["/bin/sleep", "60"], **identity) as other:
+        lock.write_text("\n".join([str(other.pid), *left[1:]]) + "\n")
+        (data_dir / "postgres" / "postmaster.pid").write_text(lock.read_text())
+        with EmbeddedPostgres(data_dir, overrides=QUICK) as server:
+            assert _ask(server, "SELECT 1") == 1
+        other.kill()
+
+
 @pytest.mark.parametrize("name", ["a" * 120, "a, b and 'c'"], ids=["too long", "quotes and a comma"])
 def test_a_path_that_no_socket_can_have_gets_a_private_directory(tmp_path: Path, name: str) -> None:
     with EmbeddedPostgres(tmp_path / name, overrides=QUICK) as server:

@@ -13,11 +13,23 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import errors, store
-from app.domain import Caller, Index, IndexAccess, Item, Matrix, NewIndex, Precision, Query, TrainingResult
+from app.domain import (
+    Caller,
+    Index,
+    IndexAccess,
+    Item,
+    Matrix,
+    NewIndex,
+    Precision,
+    Query,
+    TrainingResult,
+    TrainingStatus,
+)
 from app.services import trainer as trainers
 from app.services.context import ServiceContext
 from app.settings import Settings
 from app.store.engine import create_scan_engine, scan_driver
+from app.store.presence import Presence
 from app.store.training import Claim, ClaimLost
 
 pytestmark = pytest.mark.anyio
@@ -483,7 +495,8 @@ async def test_what_a_killed_trainer_left_is_cleared_away_and_taken_up_once_its_
     async with ServiceContext.open(replace(settings, auto_train_disabled=True)) as services:
         await filled(services, vectors)
     index = await row(engine)
-    claim = Claim(index.id, uuid4())
+    presence = Presence(settings, settings.database_url or "")
+    claim = Claim(index.id, presence.new_claim())
     async with engine.begin() as connection:
         assert await store.training.enqueue(connection, claim, n_lists=32, is_patient=True)
         assert await store.training.start(connection, claim, 1, is_due=True) == 2
@@ -495,7 +508,7 @@ async def test_what_a_killed_trainer_left_is_cleared_away_and_taken_up_once_its_
         await connection.exec_driver_sql(f"CREATE INDEX {name} ON {store.tables.partition_name(index.id)} {definition}")
         invalidate = sa.text("UPDATE pg_index SET indisvalid = false WHERE indexrelid = CAST(:name AS regclass)")
         await connection.execute(invalidate, {"name": name})
-    async with ServiceContext.open(settings) as services:
+    async with presence.held(), ServiceContext.open(settings) as services:
         await services.vectors.query(ACCESS, Query(vectors=vectors[:1]))
         await asyncio.sleep(0.3)
         # Somebody may still be at it.
@@ -517,12 +530,15 @@ async def test_what_a_killed_trainer_left_is_cleared_away_and_taken_up_once_its_
     await assert_clean(engine)
 
 
-async def test_a_trainer_whose_claim_was_taken_over_cannot_swap(services: ServiceContext, engine: AsyncEngine) -> None:
+async def test_a_trainer_whose_claim_was_taken_over_cannot_swap(
+    services: ServiceContext, settings: Settings, engine: AsyncEngine
+) -> None:
     await filled(services, clustered(N, D, seed=1))
     await settled(services)
     index = await row(engine)
-    stopped, successor = Claim(index.id, uuid4()), Claim(index.id, uuid4())
-    async with engine.begin() as connection:
+    presence = Presence(settings, settings.database_url or "")
+    stopped, successor = Claim(index.id, presence.new_claim()), Claim(index.id, uuid4())
+    async with presence.held(), engine.begin() as connection:
         assert await store.training.enqueue(connection, stopped, n_lists=None, is_patient=False)
         assert not await store.training.enqueue(connection, successor, n_lists=None, is_patient=False)
         await connection.exec_driver_sql("UPDATE training_jobs SET heartbeat_at = now() - interval '31 seconds'")
@@ -532,6 +548,40 @@ async def test_a_trainer_whose_claim_was_taken_over_cannot_swap(services: Servic
         async with engine.begin() as connection:
             await store.training.swap(connection, stopped, index, result)
     assert (await row(engine)).generation == index.generation
+
+
+async def test_the_job_of_a_worker_that_died_is_free_at_once(
+    services: ServiceContext, settings: Settings, engine: AsyncEngine
+) -> None:
+    await filled(services, clustered(N, D, seed=1))
+    await settled(services)
+    index = await row(engine)
+    presence = Presence(settings, settings.database_url or "")
+    claim, successor = Claim(index.id, presence.new_claim()), Claim(index.id, uuid4())
+    cut = sa.text("SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory' AND granted")
+    async with presence.held():
+        async with engine.begin() as connection:
+            assert await store.training.enqueue(connection, claim, n_lists=None, is_patient=False)
+        async with engine.begin() as connection:
+            assert not await store.training.enqueue(connection, successor, n_lists=None, is_patient=False)
+            # A lost connection is not the worker's death: it has a second to say so.
+            await connection.execute(cut)
+            assert await store.training.status(connection) == TrainingStatus([], [])
+            await presence.confirm()
+            assert await store.training.status(connection) == TrainingStatus([], ["test"])
+    async with engine.begin() as connection:
+        assert await store.training.enqueue(connection, successor, n_lists=None, is_patient=False)
+
+
+async def test_the_sign_of_life_holds_up_nobody(settings: Settings, engine: AsyncEngine) -> None:
+    presence = Presence(settings, settings.database_url or "")
+    snapshots = "SELECT count(backend_xmin) FROM pg_stat_activity WHERE state = 'idle in transaction'"
+    async with presence.held(), presence.held():
+        assert await scalar(engine, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 1
+        assert await scalar(engine, snapshots) == 0
+        await presence.confirm()
+        assert await scalar(engine, snapshots) == 0
+    assert await scalar(engine, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
 
 
 async def test_a_failed_training_backs_off(

@@ -78,7 +78,7 @@ def test_sealed_vector_opens_as_a_row(index_keys: keys.IndexKeys) -> None:
 @pytest.mark.parametrize("case", read("sessions.json"), ids=lambda case: case["label"])
 def test_sessions_are_as_frozen(index_keys: keys.IndexKeys, case: dict[str, str]) -> None:
     private, name = bytes.fromhex(case["private_key"]), bytes.fromhex(case["session"])
-    assert index_keys._writer_key == private
+    assert index_keys._sessions.private_key == private
     assert sessions.public_bytes(private).hex() == case["public_key"]
     session = sessions.enter(private, name, INDEX_ID)
     assert (session._key.hex(), session.key(case["label"]).hex()) == (case["session_key"], case["key"])

@@ -16,7 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-_PATIENCE_S = 60
+# Two seconds on a machine at rest; a machine whose processors are all taken may need so long.
+_PATIENCE_S = 180
 # A training answers when it is done.
 _ANSWER_PATIENCE_S = 600
 _JSON = dict[str, Any]

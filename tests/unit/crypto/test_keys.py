@@ -1,5 +1,7 @@
+import gc
 import os
 import uuid
+import weakref
 
 import pytest
 
@@ -83,3 +85,19 @@ def test_repr_shows_no_key() -> None:
     secrets = [KEK, index_keys.blind_key, index_keys.token_key, index_keys.sketch_key]
     shown = repr(index_keys) + repr(index_keys.contents)
     assert not any(secret.hex() in shown or repr(secret)[2:-1] in shown for secret in secrets)
+
+
+def test_keys_that_nobody_holds_are_gone_at_once() -> None:
+    """Without the garbage collector, which does not come to a process at rest."""
+    index_keys = keys.IndexKeys.derive(KEK, INDEX_ID)
+    writer = keys.WriterKeys(index_keys.write_key(), INDEX_ID)
+    sealed = writer.contents.seal(bytes(16), b"text")
+    assert index_keys.contents.open(bytes(16), sealed) == b"text"
+    assert index_keys.parameters.open(bytes(16), writer.parameters.seal(bytes(16), b"text")) == b"text"
+    held: list[weakref.ref[object]] = [weakref.ref(one) for one in (index_keys, writer, index_keys._sessions)]
+    gc.disable()
+    try:
+        del index_keys, writer
+        assert [one() for one in held] == [None, None, None]
+    finally:
+        gc.enable()

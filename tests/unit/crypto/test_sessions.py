@@ -48,7 +48,7 @@ def test_nothing_that_is_stored_opens_for_a_writer(column: str) -> None:
 def test_the_write_key_holds_no_key_of_a_column() -> None:
     write_key = INDEX_KEYS.write_key()
     assert INDEX_KEYS.read_key() not in write_key
-    assert INDEX_KEYS._writer_key not in write_key
+    assert INDEX_KEYS._sessions.private_key not in write_key
     for column in COLUMNS:
         shards = sealer(INDEX_KEYS, column)._shards
         assert isinstance(shards, aead._Shards)
