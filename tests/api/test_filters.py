@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from tests.api.conftest import KEY, RemoteIndex
+from tests.api.test_binary import packed
 
 ITEMS = [
     {
@@ -41,6 +42,14 @@ async def test_a_filter_narrows_a_query_and_changes_neither_order_nor_distances(
 async def test_each_query_of_a_batch_is_filtered(filled: RemoteIndex) -> None:
     answer = await filled.post("vectors/query", query_vectors=[[0, 0, 0], [9, 9, 9]], filters={"tags": "y"})
     assert answer.json() == {"results": [[{"id": "a"}, {"id": "b"}], [{"id": "b"}, {"id": "a"}]]}
+
+
+async def test_packed_queries_are_filtered_alike(filled: RemoteIndex) -> None:
+    batch = {"vectors_b64": packed([[0, 0, 0], [9, 9, 9]]), "dimension": 3}
+    answer = await filled.post("vectors/query_binary", batch=batch, filters={"tags": "y"})
+    assert answer.json() == {"results": [[{"id": "a"}, {"id": "b"}], [{"id": "b"}, {"id": "a"}]]}
+    refused = await filled.post("vectors/query_binary", batch=batch, filters={"tags": {"$like": "y"}})
+    assert (refused.status_code, "$like" in refused.text) == (400, True)
 
 
 async def test_dates_are_compared_as_epoch_milliseconds(filled: RemoteIndex) -> None:
