@@ -1,6 +1,6 @@
 """A batch of items on its way in: checked, then sealed and sketched. Plain arithmetic, run in a thread."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -172,16 +172,8 @@ class _BatchSealer:
             keys.vectors.seal_rows(item_keys, vectors.astype(self._dtype, copy=False)),
             keys.contents.seal_all(item_keys, [_text(batch.contents[position]) for position in positions]),
             keys.metadata.seal_all(item_keys, [_json(one) for one in metadata]),
-            [self._tokens(one) for one in metadata],
+            [_tokens(self._blinder, one, self._unfilterable) for one in metadata],
         )
-
-    def _tokens(self, metadata: Metadata | None) -> list[bytes]:
-        """Return the tokens of `metadata`, sorted, so that their order does not tell which field each is of."""
-        if not metadata:
-            return []
-        terms = filters.terms.of_item(metadata, self._unfilterable)
-        # Two terms may share a token by chance.
-        return sorted({*map(self._blinder.__getitem__, terms)})
 
 
 class _Blinder(dict[filters.terms.Term, bytes]):
@@ -194,6 +186,14 @@ class _Blinder(dict[filters.terms.Term, bytes]):
     def __missing__(self, term: filters.terms.Term) -> bytes:
         token = self[term] = self._token(filters.terms.message(term))
         return token
+
+
+def _tokens(blinder: _Blinder, metadata: Metadata | None, unfilterable: Collection[str]) -> list[bytes]:
+    """Return the tokens of `metadata`, sorted, so that their order does not tell which field each is of."""
+    if not metadata:
+        return []
+    # Two terms may share a token by chance.
+    return sorted({*map(blinder.__getitem__, filters.terms.of_item(metadata, unfilterable))})
 
 
 def _text(contents: str | None) -> bytes | None:
