@@ -8,7 +8,8 @@ from tests.api.conftest import RemoteIndex
 from tests.faults.postgres import COMMIT, Way
 
 ITEMS = [{"id": str(number), "vector": [number, 1], "contents": f"item {number}"} for number in range(50)]
-COPY = b"COPY incoming"
+# What is new goes straight to its place, what may be stored by way of a temporary table.
+COPY, COPY_KNOWN = b"COPY items_", b"COPY incoming"
 IN_DOUBT = (
     "The connection to the database was lost while it was told to commit: whether the change was made is not known. "
     "It is safe to send the same items again"
@@ -63,6 +64,7 @@ async def test_an_index_whose_creation_was_in_doubt_is_there_or_is_made_when_ask
 
 STATEMENTS: dict[str, tuple[bytes, str, dict[str, Any]]] = {
     "in the middle of an upsert": (COPY, "vectors/upsert", {"items": ITEMS}),
+    "in the middle of an update": (COPY_KNOWN, "vectors/upsert", {"items": [{"id": "before", "vector": [7, 1]}]}),
     "in a delete": (b"DELETE FROM items_", "vectors/delete", {"ids": ["before"]}),
     "in a query": (b"<~>", "vectors/query", {"query_vectors": [1, 2]}),
     "in a query with a filter": (b"tokens", "vectors/query", {"query_vectors": [1, 2], "filters": {"a": "x"}}),
