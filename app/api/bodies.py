@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 import msgspec
+from litestar.connection import ASGIConnection
 from litestar.dto import AbstractDTO
 from litestar.dto.data_structures import DTOFieldDefinition
 from litestar.openapi.spec import Reference, Schema
@@ -45,11 +46,9 @@ _OTHERWISE = ("value_error", "Input should be valid")
 class JSONStruct(AbstractDTO[Any]):
     """Decodes a body into the struct that annotates `data`. An empty body never gets here."""
 
-    @timed("parse")
     def decode_bytes(self, value: bytes) -> Any:
         """Return the struct. Raises `InvalidBody`, and `InvalidInput` for a compressed body."""
-        check_headers(self.asgi_connection.headers)
-        return decode(value, self.asgi_connection.route_handler.parsed_data_field.annotation)
+        return decode_for(self.asgi_connection, value)
 
     @classmethod
     def create_for_field_definition(cls, *_: Any, **__: Any) -> None:
@@ -75,6 +74,13 @@ class JSONStruct(AbstractDTO[Any]):
     def detect_nested_field(cls, field_definition: FieldDefinition) -> bool:
         """Refuse: transfer models alone need it."""
         raise NotImplementedError(field_definition)
+
+
+@timed("parse")
+def decode_for(connection: ASGIConnection[Any, Any, Any, Any], body: bytes) -> Any:
+    """Return `body` as the struct that annotates `data` of the connection's handler, as `decode_bytes` does."""
+    check_headers(connection.headers)
+    return decode(body, connection.route_handler.parsed_data_field.annotation)
 
 
 def check_headers(headers: Mapping[str, str]) -> None:

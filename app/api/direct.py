@@ -14,7 +14,7 @@ from litestar.middleware import ASGIMiddleware
 from litestar.serialization import encode_json
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from app.api.bodies import check_headers, decode
+from app.api.bodies import decode_for
 from app.errors import BodyProblem, InvalidBody
 from app.services.context import ServiceContext
 from app.stages import stage
@@ -33,7 +33,10 @@ class DirectVectors(ASGIMiddleware):
         request: Request[Any, Any, Any] = Request(scope, receive)
         for guard in handler.resolve_guards():
             await guard(request, handler)  # type: ignore[misc]  # the framework has made them all awaitable
-        data = await _data(request, handler)
+        sent = await request.body()
+        if not sent:
+            raise InvalidBody(BodyProblem("missing", ("body",), "Field required"))
+        data = decode_for(request, sent)
         services: ServiceContext = scope["litestar_app"].state.services
         answer = await handler.fn(data=data, caller=scope["user"], vectors=services.vectors)
         with stage("encode"):
@@ -41,15 +44,3 @@ class DirectVectors(ASGIMiddleware):
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-async def _data(request: Request[Any, Any, Any], handler: HTTPRouteHandler) -> Any:
-    """Return the body as the struct that annotates the handler's `data`. Raises `InvalidBody`."""
-    body = await request.body()
-    if not body:
-        raise InvalidBody(BodyProblem("missing", ("body",), "Field required"))
-    field = handler.parsed_data_field
-    assert field is not None  # noqa: S101 - these routes have bodies
-    with stage("parse"):
-        check_headers(request.headers)
-        return decode(body, field.annotation)

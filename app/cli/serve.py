@@ -6,7 +6,6 @@ request itself. The workers find every setting in the environment, whichever sou
 
 import asyncio
 import contextlib
-import gc
 import ipaddress
 import os
 import signal
@@ -39,7 +38,6 @@ from app.store.engine import check_database, create_engine
 
 _GRACE_S = 30
 _BACKLOG = 1024
-_GC_THRESHOLD = 50_000
 _PORT_PATIENCE_S = 5.0
 _PARENT_CHECK_INTERVAL_S = 1.0
 # Connections beside the workers' pools: trainings, migrations, and whoever looks at the database with psql.
@@ -80,18 +78,8 @@ def create_worker_app() -> Litestar:
     threadpool_limits(1, user_api="blas")
     memory.keep_buffers()
     app = create_app_from_env()
-    _collect_rarely()
+    memory.collect_rarely()
     return app
-
-
-def _collect_rarely() -> None:
-    """Keep the garbage collector away from what lives as long as the worker, and from the middle of each search.
-
-    A search makes thousands of small objects and none of its cycles: a collection every 700 was a quarter of its time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_GC_THRESHOLD)
 
 
 def _check_exposure(settings: Settings) -> None:

@@ -36,6 +36,7 @@ class Calibration:
     """Sampled items: their exact neighbours, and their sketches as those of queries."""
 
     neighbours: calibrate.Neighbours
+    item_keys: Sequence[Sequence[bytes]]
     sketches: Sequence[bytes]
 
 
@@ -60,7 +61,7 @@ class Calibrator:
                 vectors = await open_vectors(opened, chunk)
                 await asyncio.to_thread(neighbours.add, [item_key for item_key, _ in chunk], vectors)
         sketches = await asyncio.to_thread(encoder.encode_queries, queries)
-        return Calibration(neighbours, [row.tobytes() for row in sketches])
+        return Calibration(neighbours, neighbours.item_keys(), [row.tobytes() for row in sketches])
 
     async def profile(
         self, index: Index, n_items: int, known: Calibration, advance: Callable[[float], None]
@@ -115,7 +116,7 @@ class Calibrator:
     ) -> Points:
         """Return the points for a number of probes, measured with the first `n_queries` queries."""
         pool = calibrate.DEEP_POOL if is_deep else calibrate.pool_limit(n_probes, index.n_lists)
-        neighbours = known.neighbours.item_keys()[:n_queries]
+        neighbours = known.item_keys[:n_queries]
         starts = range(0, len(neighbours), _QUERIES_AT_A_TIME)
         found: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(neighbours)
 

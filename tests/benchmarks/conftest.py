@@ -5,6 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,21 @@ def dataset() -> data.Data:
     return data.load()
 
 
-@pytest.fixture(scope="session")
-def bench_service() -> Iterator[Service]:
-    """A service of its own: nothing else must be in its database."""
+@contextmanager
+def running_service(**environment: str) -> Iterator[Service]:
+    """Run a service in a directory of its own until the block ends."""
     with tempfile.TemporaryDirectory(prefix="sealdex-bench-") as directory:
-        service = new_service(Path(directory))
+        service = new_service(Path(directory), **environment)
         service.start()
         yield service
         service.stop()
+
+
+@pytest.fixture(scope="session")
+def bench_service() -> Iterator[Service]:
+    """A service of its own: nothing else must be in its database."""
+    with running_service() as service:
+        yield service
 
 
 @pytest.fixture(scope="session")

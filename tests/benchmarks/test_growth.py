@@ -6,7 +6,6 @@
 import base64
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +17,10 @@ import pytest
 from app.domain import Matrix
 from tests.benchmarks import senders
 from tests.benchmarks.client import KEY, Connection, milliseconds, request
-from tests.benchmarks.conftest import BATCH, Report
+from tests.benchmarks.conftest import BATCH, Report, running_service
 from tests.benchmarks.data import Clusters, Nearest
 from tests.benchmarks.processes import Peak, database_mb
-from tests.service.conftest import Service, new_service
+from tests.service.conftest import Service
 
 SIZES = (10_000, 60_000, 250_000, 1_000_000)
 DIMENSION = 384
@@ -41,11 +40,8 @@ NAME = {"index_name": "growth", "index_key": KEY}
 @pytest.fixture
 def service() -> Iterator[Service]:
     """A service that trains on request only, so that each size is trained once."""
-    with tempfile.TemporaryDirectory(prefix="sealdex-bench-") as directory:
-        service = new_service(Path(directory), AUTO_TRAIN_DISABLED="true")
-        service.start()
+    with running_service(AUTO_TRAIN_DISABLED="true") as service:
         yield service
-        service.stop()
 
 
 def test_growth(service: Service, report: Report, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Vectors a second, with contents and metadata, from four clients, and the CPU time that each part takes for it."""
 
 import base64
-import tempfile
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -11,10 +10,10 @@ import pytest
 
 from tests.benchmarks import senders
 from tests.benchmarks.client import KEY, request
-from tests.benchmarks.conftest import BATCH, Report, batched_rows, items
+from tests.benchmarks.conftest import BATCH, Report, batched_rows, items, running_service
 from tests.benchmarks.data import Data, generated
 from tests.benchmarks.processes import Cpu
-from tests.service.conftest import Service, new_service
+from tests.service.conftest import Service
 
 N_CLIENTS = 4
 N_STRETCHES = 6
@@ -23,11 +22,8 @@ N_STRETCHES = 6
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
     """A service that trains on request only, so that no training runs while the clock does."""
-    with tempfile.TemporaryDirectory(prefix="sealdex-bench-") as directory:
-        service = new_service(Path(directory), AUTO_TRAIN_DISABLED="true")
-        service.start()
+    with running_service(AUTO_TRAIN_DISABLED="true") as service:
         yield service
-        service.stop()
 
 
 def upserts(dataset: Data, index_name: str, prefix: str, *, is_binary: bool) -> Iterator[bytes]:
