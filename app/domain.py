@@ -52,6 +52,8 @@ class Candidates:
     item_keys: Sequence[bytes]
     sealed_ids: Sequence[bytes]
     sealed_vectors: Sequence[bytes]
+    # Where a filter is to be checked: of each its sealed metadata, empty for an item that has none.
+    sealed_metadata: Sequence[bytes] | None = None
 
 
 class Metric(StrEnum):

@@ -144,6 +144,7 @@ class Encoder:
         rotation_key = hkdf.expand(sketch_key, "sketch/rotation")
         self._rotation = Rotation.derive(rotation_key, self._lifted_dimension, bits)
         self._flips = Flips.derive(sketch_key, bits, noise)
+        self._noise = noise
 
     def encode_queries(self, vectors: Matrix) -> Sketches:
         """Sketch of each vector (n, d): shape (n, bits / 8). Never flipped."""
@@ -163,6 +164,19 @@ class Encoder:
         for rows in self._chunks(len(vectors)):
             sketches[rows] ^= self._flips.mask(vectors[rows], item_keys[rows])
         return sketches
+
+    def distance_bound(self, query: Vector, items: Matrix, n_deviations: float) -> float:
+        """Hamming distance that the stored sketches of items as far from `query` (d,) as `items` (n, d) seldom exceed.
+
+        A bit of two sketches differs with probability θ/π, where θ is the angle between the lifted vectors (Charikar,
+        STOC 2002), and flips do the rest. The bound is so many standard deviations above what is to be expected of
+        the farthest of `items`, bits taken as independent; the rows of a rotation are less than that.
+        """
+        query_and_items = self._lift(np.vstack([query, items]))
+        nearness = float((query_and_items[1:] @ query_and_items[0]).min())
+        share = np.arccos(np.clip(nearness, -1, 1)) / np.pi
+        share = share * (1 - 2 * self._noise) + self._noise
+        return float(self.bits * share + n_deviations * np.sqrt(self.bits * share * (1 - share)))
 
     def _check_shape(self, vectors: Matrix) -> None:
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:  # noqa: PLR2004 (rows and columns)

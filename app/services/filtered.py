@@ -11,45 +11,35 @@ Then the nearest that match, at least as many as an unfiltered search would open
 Where tokens tell all there is to know, what has them is ranked first, and only the winners' metadata is opened.
 """
 
-import threading
 import time
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import psycopg
 import sqlalchemy as sa
-from cachetools import TTLCache
 
 from app import errors, filters, store
 from app.crypto import sketch, tokens
-from app.domain import Candidates, Index, Match, Matrix
-from app.services import metadata_schema
+from app.domain import Candidates, Match, Matrix
+from app.services import metadata_schema, token_search
+from app.services.estimates import Estimates, are_tokens_cheaper
 from app.services.opener import OpenIndex
 from app.services.plan import Scan
 from app.services.search import Winner, best, open_metadata
+from app.services.token_sets import TokenSets
 from app.stages import stage, timed
 from app.store.engine import Tokens, scan_driver
-from app.store.filtered import Estimate, FullRow, Reach, Row
+from app.store.filtered import Estimate, Reach, Row
 
 # Rows in work at a time; more queries of a batch go to the database in parts.
 _ROWS_AT_A_TIME = 20_000
 # Ranking so many items exactly costs little more than choosing among them by sketch.
 _MAX_EXACT = 1_000
-# What it costs to look at an item, in terms of one that was found by its tokens and sorted (measured with 60,000 items
-# of 384 dimensions): scanning its sketch in the ivfflat index, and fetching its row from there.
-_SKETCH_COST = 0.15
-_FETCH_COST = 1.2
 # Items of one kind, far from the query, are all about as far: where so few are left, more of them are opened
 # (docs/filters.md has the measurements).
 _FEW = 0.25
 _FEW_MULT = 3
 _MANY_MULT = 1.5
-# What a training has found to be enough for unfiltered searches may be less than that.
-_MIN_POOL = 200
-# How long an estimate is good for: it decides on the way only, never on the answer.
-_ESTIMATE_TTL_S = 30
-_MAX_ESTIMATES = 10_000
-_WORTH_KEEPING = 10_000
 # Where tokens do not tell what matches: how many times the pool to look at first.
 _FIRST_LOOK = 4
 # Looking at so many times more items costs the same in the order of the table as in that of their sketches.
@@ -59,44 +49,29 @@ _FURTHER = 4
 _MARGIN = 1.3
 
 
-_Found: TypeAlias = tuple[Winner, FullRow]
-
-
-class Estimates:
-    """What shares of the items were lately estimated to meet some clauses. Threads may share it."""
+class Known:
+    """What is remembered of the filters that were asked for lately. Threads may share it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._known: TTLCache[Any, Estimate] = TTLCache(_MAX_ESTIMATES, _ESTIMATE_TTL_S)
-
-    def get(self, raw: psycopg.Connection[Any], index: Index, clauses: Sequence[Tokens]) -> Estimate:
-        """Return the estimate for `clauses` on `index`, made now if there is none. Raises `StaleIndex`."""
-        name = (index.id, tuple(clauses))
-        with self._lock:
-            known = self._known.get(name)
-        if known is None:
-            known = store.filtered.estimate(raw, index, clauses)
-            # A small index may soon be a large one.
-            if known.n_items >= _WORTH_KEEPING:
-                with self._lock:
-                    self._known[name] = known
-        return known
+        self.estimates = Estimates()
+        self.sets = TokenSets()
 
 
 class FilteredSearch:
     """One search or count with a filter. It blocks, and belongs to one thread."""
 
     def __init__(
-        self, engine: sa.Engine, opened: OpenIndex, tree: filters.nodes.Node, estimates: Estimates, timeout_ms: int
+        self, engine: sa.Engine, opened: OpenIndex, tree: filters.nodes.Node, known: Known, timeout_ms: int
     ) -> None:
         """`timeout_ms` bounds the time for checking metadata; 0 is no bound."""
         self._engine = engine
-        self._estimates = estimates
+        self._known = known
         self._opened = opened
         self._is_match = filters.matching.matcher(tree)
         unfilterable = metadata_schema.unfilterable(opened.schema)
+        token = tokens.tokenizer(opened.keys.token_key)
         self._clauses = [
-            Tokens(tokens.token(opened.keys.token_key, filters.terms.message(term)) for term in clause)
+            Tokens(token(filters.terms.message(term)) for term in clause)
             for clause in filters.terms.clauses(tree, unfilterable)
         ]
         self._is_exact = filters.terms.are_exact(tree, unfilterable)
@@ -117,60 +92,31 @@ class FilteredSearch:
         """Return for each query (n, d) the nearest items that match, nearest first, with the fields of `include`."""
         with stage("sketch"):
             sketches = [row.tobytes() for row in encoder.encode_queries(queries)]
-        at_a_time = max(1, _ROWS_AT_A_TIME // (_FEW_MULT * max(_MIN_POOL, scan.pool)))
+        at_a_time = max(1, _ROWS_AT_A_TIME // (_FEW_MULT * token_search.pool(scan)))
         answer: list[list[Match]] = []
         # Opening and ranking are stages of their own within this one.
         with stage("sql"), scan_driver(self._engine) as raw:
-            estimate = self._estimates.get(raw, self._opened.index, self._clauses)
+            estimate = self._known.estimates.get(raw, self._opened.index, self._clauses)
+            by_tokens = token_search.TokenSearch(
+                raw, self._opened, encoder, self._clauses, estimate, self._known.sets, scan
+            )
             for start in range(0, len(sketches), at_a_time):
                 part = slice(start, start + at_a_time)
-                found = self._at_once(raw, queries[part], sketches[part], scan, estimate) if self._is_exact else None
-                if found is None:
+                found = by_tokens.nearest(queries[part], sketches[part]) if self._is_exact else None
+                # An item that has the tokens and does not match is one with too many values, or a collision.
+                if found is None or not self._are_all_matching(found):
                     item_keys = self._nearest(raw, sketches[part], scan, estimate)
                     found = self._ranked(raw, queries[part], item_keys, scan.top_k)
                 answer += self._answer(found, include)
         return answer
 
-    def _at_once(
-        self,
-        raw: psycopg.Connection[Any],
-        queries: Matrix,
-        sketches: Sequence[bytes],
-        scan: Scan,
-        estimate: Estimate,
-    ) -> list[list[_Found]] | None:
-        """Return for each query the best items that have the tokens, or None if one of these does not match.
-
-        Where tokens tell all there is to know, an item that has them and does not match is one with too many values,
-        or a collision. So it is enough to check the metadata of the winners.
-        """
-        index, limit = self._opened.index, self._pool(scan, estimate)
-        if self._is_by_tokens(scan, estimate, limit):
-            rows = store.filtered.full_by_tokens(raw, index, sketches, self._clauses, limit=limit)
-        else:
-            reach = Reach(limit, scan.n_probes)
-            rows = store.filtered.full_by_sketch(raw, index, sketches, self._clauses, reach)
-        found = self._best(queries, rows, scan.top_k)
-        winners = [Row(row.item_key, row.sealed_metadata) for matches in found for _, row in matches]
-        return found if len(self._matching(winners)) == len(winners) else None
-
-    def _best(self, queries: Matrix, rows: list[list[FullRow]], top_k: int) -> list[list[_Found]]:
-        """Return for each query the best `top_k` of its rows by exact distance, with their rows."""
-        stored = {row.item_key: row for some in rows for row in some}
-        candidates = [
-            Candidates(
-                [row.item_key for row in some], [row.sealed_id for row in some], [row.sealed_vector for row in some]
-            )
-            for some in rows
-        ]
-        return [
-            [(winner, stored[winner.item_key]) for winner in winners]
-            for winners in best(self._opened, queries, candidates, top_k)
-        ]
+    def _are_all_matching(self, found: list[list[Winner]]) -> bool:
+        winners = [Row(winner.item_key, winner.sealed_metadata) for some in found for winner in some]
+        return len(self._matching(winners)) == len(winners)
 
     def _pool(self, scan: Scan, estimate: Estimate) -> int:
         """Return how many items that match are to be opened for a query."""
-        least = max(_MIN_POOL, scan.pool)
+        least = token_search.pool(scan)
         return _FEW_MULT * least if estimate.share < _FEW else int(_MANY_MULT * least)
 
     def _nearest(
@@ -202,7 +148,10 @@ class FilteredSearch:
             is_first = False
         if pending and self._all is not None:
             nearest = self._among(
-                raw, [sketches[position] for position in pending], self._all, _FEW_MULT * max(_MIN_POOL, scan.pool)
+                raw,
+                [sketches[position] for position in pending],
+                self._all,
+                _FEW_MULT * token_search.pool(scan),
             )
             for position, keys in zip(pending, nearest, strict=True):
                 found[position] = keys
@@ -218,16 +167,9 @@ class FilteredSearch:
     ) -> list[list[Row]]:
         """Return for each sketch the `limit` nearest items that have the tokens, by the cheaper way."""
         index = self._opened.index
-        if self._is_by_tokens(scan, estimate, limit):
+        if are_tokens_cheaper(index, self._clauses, estimate, scan, limit):
             return store.filtered.by_tokens(raw, index, sketches, self._clauses, limit=limit)
         return store.filtered.by_sketch(raw, index, sketches, self._clauses, Reach(limit, scan.n_probes))
-
-    def _is_by_tokens(self, scan: Scan, estimate: Estimate, limit: int) -> bool:
-        """Whether finding all items that have the tokens is cheaper than scanning sketches for those among them."""
-        token_cost = estimate.n_items * estimate.share
-        n_scanned = estimate.n_items * scan.n_probes / self._opened.index.n_lists
-        sketch_cost = _SKETCH_COST * n_scanned + _FETCH_COST * limit / max(estimate.share, 1e-6)
-        return bool(self._clauses) and token_cost < sketch_cost
 
     def _all_matches(self, raw: psycopg.Connection[Any]) -> list[bytes]:
         return [
@@ -270,28 +212,31 @@ class FilteredSearch:
 
     def _ranked(
         self, raw: psycopg.Connection[Any], queries: Matrix, item_keys: list[list[bytes]], top_k: int
-    ) -> list[list[_Found]]:
+    ) -> list[list[Winner]]:
         """Return for each query the best `top_k` of its items by exact distance."""
         different = list(dict.fromkeys(key for keys in item_keys for key in keys))
-        if not different:
-            return [[] for _ in item_keys]
         stored = store.filtered.by_keys(raw, self._opened.index, different)
+        metadata = [sealed or None for sealed in stored.sealed_metadata or ()]
         # What has been replaced since it was looked at is looked at again; what has been deleted is gone.
-        matching = set(self._matching([Row(row.item_key, row.sealed_metadata) for row in stored.values()]))
-        rows = [[stored[key] for key in keys if key in matching] for keys in item_keys]
-        return self._best(queries, rows, top_k)
+        matching = set(self._matching([Row(*row) for row in zip(stored.item_keys, metadata, strict=True)]))
+        places = {key: place for place, key in enumerate(stored.item_keys) if key in matching}
+        candidates = [_chosen(stored, [places[key] for key in keys if key in places]) for keys in item_keys]
+        return best(self._opened, queries, candidates, top_k)
 
-    def _answer(self, found: list[list[_Found]], include: frozenset[str]) -> list[list[Match]]:
+    def _answer(self, found: list[list[Winner]], include: frozenset[str]) -> list[list[Match]]:
         """Return what was found, with the fields of `include`."""
-        return [
-            [
-                Match(
-                    winner.id,
-                    winner.distance if "distance" in include else None,
-                    open_metadata(self._opened, row.item_key, row.sealed_metadata) if "metadata" in include else None,
-                    winner.vector if "vector" in include else None,
-                )
-                for winner, row in matches
-            ]
-            for matches in found
-        ]
+        return [[self._match(winner, include) for winner in winners] for winners in found]
+
+    def _match(self, winner: Winner, include: frozenset[str]) -> Match:
+        opened, item_key = self._opened, winner.item_key
+        return Match(
+            winner.id,
+            winner.distance if "distance" in include else None,
+            open_metadata(opened, item_key, winner.sealed_metadata) if "metadata" in include else None,
+            winner.vector if "vector" in include else None,
+        )
+
+
+def _chosen(stored: Candidates, places: Sequence[int]) -> Candidates:
+    columns = (stored.item_keys, stored.sealed_ids, stored.sealed_vectors, stored.sealed_metadata or ())
+    return Candidates(*([column[place] for place in places] for column in columns))

@@ -128,6 +128,8 @@ class Winner:
     id: str
     distance: float
     vector: Vector
+    # Where the candidates have come with it.
+    sealed_metadata: bytes | None = None
 
 
 @timed("rerank")
@@ -163,7 +165,8 @@ def _best_of(opened: OpenIndex, query: Vector, found: Candidates, vectors: Matri
     for row, distance in zip(order.tolist(), distances.tolist(), strict=True):
         item_key = found.item_keys[row]
         item_id = opened.keys.ids.open(item_key, found.sealed_ids[row]).decode()
-        winners.append(Winner(item_key, item_id, distance, vectors[row]))
+        sealed_metadata = found.sealed_metadata[row] or None if found.sealed_metadata else None
+        winners.append(Winner(item_key, item_id, distance, vectors[row], sealed_metadata))
     return winners
 
 

@@ -26,7 +26,7 @@ from app.domain import (
 from app.services import audit, packed, plan
 from app.services import batch as batches
 from app.services.embedding import EmbeddingService
-from app.services.filtered import Estimates, FilteredSearch
+from app.services.filtered import FilteredSearch, Known
 from app.services.opener import IndexOpener, OpenIndex, encoder_for
 from app.services.search import Searcher, open_metadata
 from app.services.training import TrainingService
@@ -51,7 +51,7 @@ class VectorService:
         self._opener = opener
         self._training = training
         self._settings = settings
-        self._estimates = Estimates()
+        self._known = Known()
         self._embedding = embedding
 
     async def upsert(self, access: IndexAccess, items: Sequence[Item]) -> UpsertOutcome:
@@ -121,7 +121,7 @@ class VectorService:
         return plan.scan(opened, query, top_k, self._settings.target_recall)
 
     def _filtered(self, engine: sa.Engine, opened: OpenIndex, tree: filters.nodes.Node) -> FilteredSearch:
-        return FilteredSearch(engine, opened, tree, self._estimates, self._settings.statement_timeout_ms)
+        return FilteredSearch(engine, opened, tree, self._known, self._settings.statement_timeout_ms)
 
     async def get(self, access: IndexAccess, ids: Sequence[str], include: frozenset[str]) -> list[StoredItem]:
         """Return the stored items among `ids`, in the order asked for and as often."""

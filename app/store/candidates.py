@@ -3,14 +3,14 @@
 These functions block: a search runs in a thread, on a connection of `engine.create_scan_engine`.
 """
 
-import struct
 from collections.abc import Sequence
 from typing import Any
 
 import psycopg
 from psycopg import errors as pg
 
-from app.domain import Candidates, Index, Joined
+from app.domain import Candidates, Index
+from app.store import packing
 from app.store.engine import VarBit
 from app.store.indexes import StaleIndex
 from app.store.partitions import in_generation, sketch_expression
@@ -22,17 +22,6 @@ SCAN_SETTINGS = (
     "SELECT set_config('ivfflat.probes', %s, true), set_config('enable_sort', 'off', true),"
     " set_config('ivfflat.iterative_scan', 'relaxed_order', true)"
 )
-_ITEM_KEY_BYTES = 16
-_LENGTH_BYTES = 4
-# The candidates of one sketch come as one row: a row for each would be a message, an allocation and a tuple for each,
-# which for a thousand of them takes as long as scanning for them. PostgreSQL makes no value larger than 1 GB, so that
-# very many come as several rows.
-_VALUE_BYTES = 64 * 1024 * 1024
-_PACKED = """
-    string_agg(item_key, ''),
-    string_agg(int4send(octet_length(sealed_id)), ''), string_agg(sealed_id, ''),
-    string_agg(int4send(octet_length(sealed_vector)), ''), string_agg(sealed_vector, '')
-    """
 
 
 def nearest(
@@ -59,8 +48,8 @@ def nearest(
     for position, *packed in found:
         # Of no candidates the aggregates are NULL.
         if packed[0] is not None:
-            answer[position - 1].append(_unpacked(*packed))
-    return [_together(parts) for parts in answer]
+            answer[position - 1].append(packing.unpacked(*packed))
+    return [packing.together(parts) for parts in answer]
 
 
 def metadata(
@@ -86,12 +75,12 @@ def explain(raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes
 
 def _statement(index: Index, sketches: Sequence[bytes], pool: int) -> tuple[str, tuple[Any, ...]]:
     bits = index.sketch_bits
-    n_together = max(1, _VALUE_BYTES // (8 * (index.dimension or 1)))
+    n_together = packing.n_together(index.dimension)
     part, group = (
         (f", (row_number() OVER () - 1) / {n_together} AS part", "GROUP BY part") if pool > n_together else ("", "")
     )
     statement = f"""
-        SELECT {{}}{_PACKED} FROM (
+        SELECT {{}}{packing.CANDIDATES} FROM (
             SELECT item_key, sealed_id, sealed_vector{part} FROM (
                 SELECT item_key, sealed_id, sealed_vector FROM {partition_name(index.id)}
                 WHERE index_id = %s AND {in_generation(index.generation)}
@@ -107,29 +96,3 @@ def _statement(index: Index, sketches: Sequence[bytes], pool: int) -> tuple[str,
         CROSS JOIN LATERAL ({statement.format("", "query.sketch")}) AS packed
         """
     return batch, ([VarBit(sketch) for sketch in sketches], index.id, pool)
-
-
-def _unpacked(
-    item_keys: bytes, id_lengths: bytes, sealed_ids: bytes, vector_lengths: bytes, sealed_vectors: bytes
-) -> Candidates:
-    """Return the candidates that were packed by `_PACKED`."""
-    starts = range(0, len(item_keys), _ITEM_KEY_BYTES)
-    return Candidates(
-        [item_keys[start : start + _ITEM_KEY_BYTES] for start in starts],
-        Joined(sealed_ids, _numbers(id_lengths)),
-        Joined(sealed_vectors, _numbers(vector_lengths)),
-    )
-
-
-def _together(parts: Sequence[Candidates]) -> Candidates:
-    if len(parts) == 1:
-        return parts[0]
-    return Candidates(
-        [item_key for part in parts for item_key in part.item_keys],
-        [sealed for part in parts for sealed in part.sealed_ids],
-        [sealed for part in parts for sealed in part.sealed_vectors],
-    )
-
-
-def _numbers(data: bytes) -> tuple[int, ...]:
-    return struct.unpack(f">{len(data) // _LENGTH_BYTES}i", data)

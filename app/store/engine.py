@@ -30,6 +30,8 @@ _VARBIT_OID = 1562
 _BIGINT_OID = 20
 _BIGINT_ARRAY_OID = 1016
 _BYTEA_OID = 17
+_TID_OID = 27
+_TID_ARRAY_OID = 1010
 _BYTEA_ARRAY_OID = 1001
 _CONNECT_TIMEOUT_S = 10
 _LENGTH_BYTES = 4
@@ -80,6 +82,12 @@ class ItemKeys(tuple[bytes, ...]):
     __slots__ = ()
 
 
+class Places(tuple[bytes, ...]):
+    """Places of rows in a table for a `tid[]`, each as its 6 bytes: block and number, big-endian."""
+
+    __slots__ = ()
+
+
 class _ArrayDumper(Dumper):
     """Binary form of an array: dimensions, nulls, type of the elements; for its one dimension length and first index.
 
@@ -107,6 +115,12 @@ class _ItemKeysDumper(_ArrayDumper):
     oid = _BYTEA_ARRAY_OID
     element_oid = _BYTEA_OID
     element_bytes = 16
+
+
+class _PlacesDumper(_ArrayDumper):
+    oid = _TID_ARRAY_OID
+    element_oid = _TID_OID
+    element_bytes = 6
 
 
 class _VarBitLoader(Loader):
@@ -269,6 +283,7 @@ def _register_types(dbapi_connection: Any, _record: Any) -> None:
     adapters.register_dumper(VarBit, _VarBitDumper)
     adapters.register_dumper(Tokens, _TokensDumper)
     adapters.register_dumper(ItemKeys, _ItemKeysDumper)
+    adapters.register_dumper(Places, _PlacesDumper)
     for oid in (_BIT_OID, _VARBIT_OID):
         adapters.register_loader(oid, _VarBitLoader)
 

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app import errors, filters, store
 from app.crypto import keys, tokens
 from app.domain import Caller, FieldPolicy, Index, IndexAccess, Item, Matrix, NewIndex, Query
-from app.services import filtered, plan
+from app.services import estimates, filtered, plan, token_search, token_sets
 from app.services.context import ServiceContext
 from app.settings import Settings
 from app.store.engine import Tokens, create_scan_engine, scan_driver
@@ -114,7 +115,7 @@ async def test_every_filter_gives_the_true_nearest_and_all_there_are(
     services: ServiceContext, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, n_lists: int, min_pool: int
 ) -> None:
     monkeypatch.setattr(plan, "_MIN_POOLS", ((1.0, min_pool),))
-    monkeypatch.setattr(filtered, "_MIN_POOL", min_pool)
+    monkeypatch.setattr(token_search, "MIN_POOL", min_pool)
     items = await fill(services)
     if n_lists > 1:
         await divide(engine, n_lists)
@@ -148,8 +149,8 @@ async def test_random_filters_find_what_the_naive_matcher_finds(
 ) -> None:
     """Items are updated and deleted between the filters, so the index is never in the same state twice."""
     monkeypatch.setattr(plan, "_MIN_POOLS", ((1.0, 3),))
-    monkeypatch.setattr(filtered, "_MIN_POOL", 3)
-    monkeypatch.setattr(filtered, "_WORTH_KEEPING", 0)
+    monkeypatch.setattr(token_search, "MIN_POOL", 3)
+    monkeypatch.setattr(estimates, "_WORTH_KEEPING", 0)
     monkeypatch.setattr(filtered, "_MAX_EXACT", 10)
     await services.indexes.create(NewIndex(name="test", index_key=KEY, metric="cosine"))
     n_random = 40
@@ -171,7 +172,8 @@ async def test_random_filters_find_what_the_naive_matcher_finds(
                 stored.pop(one, None)
         expected = {one for one, value in stored.items() if naive_filters.matches(wanted, value)}
         assert await services.vectors.count(ACCESS, wanted) == len(expected)
-        for top_k in (3, 1_000):
+        # Asked for again, a filter is answered by what is remembered of it.
+        for top_k in (3, 1_000, 3):
             query = Query(vectors=random_vectors(2, 9), top_k=top_k, rerank_mult=1, filters=wanted)
             for found in await services.vectors.query(ACCESS, query):
                 assert {match.id for match in found} <= expected
@@ -303,7 +305,7 @@ async def test_a_filter_that_takes_too_long_is_given_up(settings: Settings) -> N
         scan_engine = create_scan_engine(settings, settings.database_url or "")
         opened = await services.vectors._opener.open(ACCESS)
         tree = filters.grammar.parse({"one": {"$gt": 1}})
-        search = filtered.FilteredSearch(scan_engine, opened, tree, filtered.Estimates(), timeout_ms=1)
+        search = filtered.FilteredSearch(scan_engine, opened, tree, filtered.Known(), timeout_ms=1)
         await asyncio.sleep(0.01)
         with pytest.raises(errors.Unavailable, match="too long"):
             search.count()
@@ -322,6 +324,51 @@ async def test_a_changed_metadata_value_is_reported_and_never_skipped(
             await services.vectors.query(ACCESS, Query(vectors=random_vectors(1), filters=wanted))
         with pytest.raises(errors.DataCorrupted):
             await services.vectors.count(ACCESS, wanted)
+
+
+async def found_ids(services: ServiceContext, wanted: dict[str, Any], top_k: int = EVERYTHING) -> set[str]:
+    (found,) = await services.vectors.query(ACCESS, Query(vectors=random_vectors(1), top_k=top_k, filters=wanted))
+    return {match.id for match in found}
+
+
+async def test_a_filter_asked_for_again_is_answered_from_memory_and_sees_every_change(
+    services: ServiceContext, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = await fill(services)
+    wanted = {"tenth": 3}
+    matching = {item.id for item in items if (item.metadata or {})["tenth"] == 3}
+    everything = Mock(wraps=store.filtered.everything)
+    monkeypatch.setattr(store.filtered, "everything", everything)
+    for _ in range(3):
+        assert await found_ids(services, wanted) == matching
+    assert everything.call_count == 1
+    # The other ways are not taken, even when the rows have moved.
+    for name in ("candidates_by_tokens", "candidates_by_sketch"):
+        monkeypatch.setattr(store.filtered, name, Mock(side_effect=AssertionError))
+    async with engine.connect() as connection:
+        index = await row_of(connection)
+    async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        await connection.execute(sa.text(f"VACUUM FULL {store.tables.partition_name(index.id)}"))
+    assert await found_ids(services, wanted) == matching
+    monkeypatch.undo()
+    async with ServiceContext.open(services.settings) as other:
+        await other.vectors.upsert(ACCESS, [Item("new", random_vectors(1, 5)[0], None, {"tenth": 3})])
+        assert await found_ids(services, wanted) == {*matching, "new"}
+        await other.vectors.delete(ACCESS, ["new", "3"])
+        assert await found_ids(services, wanted) == matching - {"3"}
+        await other.vectors.upsert(ACCESS, [items[13], Item("23", items[23].vector, None, {"tenth": 4})])
+        assert await found_ids(services, wanted) == matching - {"3", "23"}
+
+
+async def test_what_too_many_items_have_is_not_remembered(
+    services: ServiceContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_sets, "MAX_ITEMS", N_ITEMS // 10)
+    await fill(services)
+    monkeypatch.setattr(store.filtered, "everything", Mock(side_effect=AssertionError))
+    for wanted, count in (({"half": "even"}, N_ITEMS // 2), ({"flag": True}, N_ITEMS // 4)):
+        for _ in range(3):
+            assert len(await found_ids(services, wanted)) == count
 
 
 async def test_another_worker_searches_a_recreated_index(services: ServiceContext, settings: Settings) -> None:

@@ -16,6 +16,7 @@ from psycopg.pq import Trace
 
 from app import store
 from app.domain import Caller, Candidates, IndexAccess, Item, NewIndex, Query
+from app.services import estimates
 from app.services.context import ServiceContext
 from app.settings import Settings
 
@@ -96,3 +97,16 @@ async def test_a_batch_of_queries_is_one_statement(services: ServiceContext, tmp
     assert counts["F Execute"] == 3
     assert counts["B DataRow"] == 1 + 1 + len(QUERY)
     assert counts["candidates"] == len(QUERY) * 200
+
+
+async def test_a_filter_asked_for_again_is_one_round_trip(
+    services: ServiceContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates, "_WORTH_KEEPING", 0)
+    query = Query(vectors=QUERY[:1], top_k=10, rerank_mult=1, filters={"n": {"$in": list(range(100))}})
+    await services.vectors.query(ACCESS, query)
+    counts = await search(services, tmp_path, query)
+    assert counts["F Sync"] == 1
+    # The revision, the number of changes, and the candidates with their metadata.
+    assert counts["F Execute"] == 3
+    assert counts["B DataRow"] == 1 + 1 + 1

@@ -87,7 +87,7 @@ async def test_candidates_that_come_as_several_rows_are_the_same(
     await services.vectors.upsert(access(), items(vectors))
     wanted = Query(vectors=queries, top_k=5, include=frozenset({"distance"}))
     whole = await services.vectors.query(access(), wanted)
-    monkeypatch.setattr(store.candidates, "_VALUE_BYTES", 7 * 8 * D)
+    monkeypatch.setattr(store.packing, "_VALUE_BYTES", 7 * 8 * D)
     assert await services.vectors.query(access(), wanted) == whole
 
 

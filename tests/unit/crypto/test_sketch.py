@@ -209,6 +209,24 @@ def test_nearest_by_euclidean_distance_are_in_the_pool_when_norms_vary() -> None
     assert by_distance > 0.75
 
 
+@pytest.mark.parametrize("metric", list(Metric))
+def test_few_sketches_are_farther_away_than_their_bound(metric: Metric) -> None:
+    queries, others = random_vectors(40, 64), random_vectors(100, 64, seed=2)
+    encoder = encoder_for(others, metric)
+    found, expected, deviations = [], [], []
+    for query in queries:
+        items = others + query
+        found += hamming(encoder.encode_items(items, keys_of(len(items))), encoder.encode_queries(query[None])).tolist()
+        bounds = [[encoder.distance_bound(query, item[None], n) for n in (0, 1)] for item in items]
+        expected += [low for low, _ in bounds]
+        deviations += [high - low for low, high in bounds]
+        # That of several is that of the farthest.
+        assert encoder.distance_bound(query, items, 1) == pytest.approx(max(high for _, high in bounds))
+    residuals = (np.array(found) - expected) / deviations
+    assert abs(residuals.mean()) < 0.1
+    assert residuals.std() < 1.1
+
+
 def test_mean_makes_room_on_the_sphere() -> None:
     offset = 5 * random_vectors(1, 64, seed=9)
     vectors, queries = random_vectors(2000, 64) + offset, random_vectors(20, 64, seed=2) + offset

@@ -1,0 +1,117 @@
+"""The items that have the tokens of filters asked for again and again, with their sketches, in memory.
+
+To find them in the table means to visit as many pages as there are items, which takes longer than all the rest of such
+a search. What is remembered is what the database sees anyway, and is used only as long as no item of the index has
+changed: the number of changes is read again by the statement that reads the candidates.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import numpy as np
+import psycopg
+from cachetools import TTLCache
+from numpy.typing import NDArray
+
+from app import store
+from app.domain import Index
+from app.store.engine import Tokens
+from app.store.filtered import Estimate, Further
+
+# Where more items have the tokens, the ivfflat index leads to enough of them soon enough.
+MAX_ITEMS = 20_000
+# Of all sets together, and of what a set holds besides sketches.
+_MAX_BYTES = 64 * 1024 * 1024
+_ITEM_BYTES = 2 * 60
+_TTL_S = 60
+_MAX_ASKED = 10_000
+# Where items change all the time, a set is made in vain: so rarely.
+_REST_S = 5
+_WORD_BYTES = 8
+
+_Name: TypeAlias = tuple[UUID, int, tuple[Tokens, ...]]
+
+
+class TokenSet:
+    """The items that have some tokens. It does not change."""
+
+    def __init__(self, n_changes: int, items: Sequence[tuple[bytes, bytes]], sketches: NDArray[np.uint8]) -> None:
+        """`items` are their keys and places, `sketches` (n, m / 8) theirs; `n_changes` is the index's number then."""
+        self.n_changes = n_changes
+        self._items = items
+        padding = -sketches.shape[1] % _WORD_BYTES
+        self._sketches = np.pad(sketches, ((0, 0), (0, padding))).view(np.uint64)
+
+    @property
+    def n_bytes(self) -> int:
+        """About how much memory it takes."""
+        return self._sketches.nbytes + _ITEM_BYTES * len(self._items)
+
+    def nearest(self, sketch: bytes, limit: int) -> list[Further]:
+        """Return the `limit` items whose sketches differ from `sketch` in the fewest bits, nearest first."""
+        width = self._sketches.shape[1] * _WORD_BYTES
+        query = np.frombuffer(sketch.ljust(width, b"\0"), np.uint64)
+        distances = np.bitwise_count(self._sketches ^ query).sum(axis=1, dtype=np.int32)
+        rows = np.argpartition(distances, limit - 1)[:limit] if limit < len(distances) else np.arange(len(distances))
+        rows = rows[np.argsort(distances[rows], kind="stable")]
+        return [
+            Further(item_key, place, distance)
+            for (item_key, place), distance in zip(
+                map(self._items.__getitem__, rows.tolist()), distances[rows].tolist(), strict=True
+            )
+        ]
+
+
+class TokenSets:
+    """The sets of what is asked for more than once. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sets: TTLCache[_Name, TokenSet] = TTLCache(_MAX_BYTES, _TTL_S, getsizeof=lambda one: one.n_bytes)
+        # When a set may be made of what was asked for before.
+        self._not_before: TTLCache[_Name, float] = TTLCache(_MAX_ASKED, _TTL_S)
+
+    def get(
+        self, raw: psycopg.Connection[Any], index: Index, clauses: Sequence[Tokens], estimate: Estimate
+    ) -> TokenSet | None:
+        """Return the set for `clauses`, made now if they were asked for before and few items have them.
+
+        Raises `StaleIndex`.
+        """
+        name = _name(index, clauses)
+        with self._lock:
+            known = self._sets.get(name)
+            not_before = self._not_before.get(name)
+            if not_before is None:
+                self._not_before[name] = 0.0
+        if known is not None or not_before is None or time.monotonic() < not_before:
+            return known
+        if not clauses or estimate.n_items * estimate.share > MAX_ITEMS:
+            return None
+        found = store.filtered.everything(raw, index, clauses, most=MAX_ITEMS)
+        if found is None:
+            self._rest(name, _TTL_S)
+            return None
+        known = TokenSet(*found)
+        with self._lock:
+            if known.n_bytes <= self._sets.maxsize:
+                self._sets[name] = known
+        return known
+
+    def forget(self, index: Index, clauses: Sequence[Tokens]) -> None:
+        """Forget the set for `clauses`, as items have changed."""
+        name = _name(index, clauses)
+        with self._lock:
+            self._sets.pop(name, None)
+        self._rest(name, _REST_S)
+
+    def _rest(self, name: _Name, duration_s: float) -> None:
+        with self._lock:
+            self._not_before[name] = time.monotonic() + duration_s
+
+
+def _name(index: Index, clauses: Sequence[Tokens]) -> _Name:
+    return index.id, index.revision, tuple(clauses)
