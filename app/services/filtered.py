@@ -42,6 +42,8 @@ _FEW_MULT = 3
 _MANY_MULT = 1.5
 # Where tokens do not tell what matches: how many times the pool to look at first.
 _FIRST_LOOK = 4
+# How many times the IVF lists: to read them takes a fraction of the time that it takes to open metadata.
+_PROBES_MULT = 2
 # Looking at so many times more items costs the same in the order of the table as in that of their sketches.
 _ALL_AT_ONCE = 4
 # How much further to look when it was not enough, and what to add to what should be.
@@ -169,7 +171,8 @@ class FilteredSearch:
         index = self._opened.index
         if are_tokens_cheaper(index, self._clauses, estimate, scan, limit):
             return store.filtered.by_tokens(raw, index, sketches, self._clauses, limit=limit)
-        return store.filtered.by_sketch(raw, index, sketches, self._clauses, Reach(limit, scan.n_probes))
+        n_probes = scan.n_probes if scan.is_n_probes_given else min(index.n_lists, _PROBES_MULT * scan.n_probes)
+        return store.filtered.by_sketch(raw, index, sketches, self._clauses, Reach(limit, n_probes))
 
     def _all_matches(self, raw: psycopg.Connection[Any]) -> list[bytes]:
         return [

@@ -24,6 +24,8 @@ class Scan:
     top_k: int
     pool: int
     n_probes: int
+    # Whether the query has said so itself.
+    is_n_probes_given: bool = False
 
 
 def check(query: Query) -> None:
@@ -49,7 +51,7 @@ def scan(opened: OpenIndex, query: Query, top_k: int, default_target: float) -> 
         if not index.is_trained:
             pool = max(pool, choice.pool)
     n_probes = math.ceil(choice.n_probes * (_FILTERED_PROBES_MULT if query.filters else 1))
-    return Scan(top_k, pool, min(query.n_probes or n_probes, index.n_lists))
+    return Scan(top_k, pool, min(query.n_probes or n_probes, index.n_lists), bool(query.n_probes))
 
 
 def _choice(opened: OpenIndex, top_k: int, target: float) -> search.profile.Choice:
