@@ -2,8 +2,12 @@
 
 Each case says what it is about in its `comment`. Cases for other sizes of key, nonce or tag than ours are not ours to
 answer, apart from short keys, which a wrapper must refuse: AESGCM would quietly be AES-128.
+
+`hmac_sha256.json` has the figures of Wycheproof's testvectors_v1/hmac_sha256_test.json, all 174 cases (C2SP/wycheproof,
+commit 427a648c, Apache License 2.0): the case's number, key, message, tag, size of the tag in bits, result.
 """
 
+import collections
 import functools
 import importlib.util
 import json
@@ -14,6 +18,7 @@ from typing import Any
 import pytest
 
 from app.crypto import aead, hkdf, keys, tokens
+from app.crypto.prf import Prf
 from app.errors import DataCorrupted, InvalidInput
 
 Case = dict[str, Any]
@@ -33,6 +38,7 @@ HKDF = cases("Protocol/wycheproof/hkdf_sha256_test.json")
 _SIZES = {"keySize": 256, "ivSize": 96, "tagSize": 128}
 OURS = [case for case in AES_GCM if _SIZES.items() <= case.items()]
 SHORT_KEYS = [case for case in AES_GCM if case["keySize"] < _SIZES["keySize"]]
+HMAC = json.loads(Path(__file__).with_name("hmac_sha256.json").read_text(encoding="utf-8"))
 
 
 def named(case: Case) -> str:
@@ -41,6 +47,10 @@ def named(case: Case) -> str:
 
 def test_the_vectors_are_all_there() -> None:
     assert (len(AES_GCM), len(OURS), len(SHORT_KEYS), len(HKDF)) == (316, 66, 211, 86)
+    # Wycheproof's groups: size of key and tag in bits.
+    groups = collections.Counter((4 * len(key), tag_bits) for _, key, _, _, tag_bits, _ in HMAC)
+    assert groups == {(256, 256): 81, (256, 128): 81, (128, 256): 3, (128, 128): 3, (520, 256): 3, (520, 128): 3}
+    assert [number for number, *_ in HMAC] == list(range(1, 175))
 
 
 @pytest.mark.parametrize("case", OURS, ids=named)
@@ -90,8 +100,19 @@ def test_hkdf_derives_what_is_valid_and_refuses_the_rest(case: Case, monkeypatch
             derive()
 
 
+@pytest.mark.parametrize(
+    ("key", "message", "tag", "tag_bits", "result"),
+    [pytest.param(*figures, id=str(number)) for number, *figures in HMAC],
+)
+def test_hmac_has_the_tag_of_what_is_valid_and_no_other(
+    key: str, message: str, tag: str, tag_bits: int, result: str
+) -> None:
+    digest = Prf(bytes.fromhex(key)).digest(bytes.fromhex(message))
+    assert (digest[: tag_bits // 8] == bytes.fromhex(tag)) is (result == "valid")
+
+
 # RFC 4231, section 4: key, data, HMAC-SHA-256 (of case 5 the first 16 bytes only).
-HMAC = [
+RFC_4231 = [
     ("0b" * 20, b"Hi There".hex(), "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7"),
     (
         b"Jefe".hex(),
@@ -115,11 +136,11 @@ HMAC = [
 ]
 
 
-@pytest.mark.parametrize(("key", "data", "expected"), HMAC)
+@pytest.mark.parametrize(("key", "data", "expected"), RFC_4231)
 def test_hmac_matches_rfc_4231(key: str, data: str, expected: str) -> None:
     assert hkdf.extract(bytes.fromhex(key), bytes.fromhex(data)).hex().startswith(expected)
 
 
-@pytest.mark.parametrize(("key", "data", "expected"), [case for case in HMAC if bytes.fromhex(case[1]).isascii()])
+@pytest.mark.parametrize(("key", "data", "expected"), [case for case in RFC_4231 if bytes.fromhex(case[1]).isascii()])
 def test_item_keys_are_the_first_half_of_rfc_4231(key: str, data: str, expected: str) -> None:
     assert tokens.item_key(bytes.fromhex(key), bytes.fromhex(data).decode()).hex() == expected[:32]
