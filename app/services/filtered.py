@@ -29,7 +29,8 @@ from app.services.search import Winner, best, open_metadata
 from app.services.token_sets import TokenSets
 from app.stages import stage, timed
 from app.store.engine import Tokens, scan_driver
-from app.store.filtered import Estimate, Reach, Row
+from app.store.filtered import Estimate, Row
+from app.store.statements import Reach
 
 # Rows in work at a time; more queries of a batch go to the database in parts.
 _ROWS_AT_A_TIME = 20_000
@@ -218,7 +219,7 @@ class FilteredSearch:
     ) -> list[list[Winner]]:
         """Return for each query the best `top_k` of its items by exact distance."""
         different = list(dict.fromkeys(key for keys in item_keys for key in keys))
-        stored = store.filtered.by_keys(raw, self._opened.index, different)
+        stored = store.token_candidates.by_keys(raw, self._opened.index, different)
         metadata = [sealed or None for sealed in stored.sealed_metadata or ()]
         # What has been replaced since it was looked at is looked at again; what has been deleted is gone.
         matching = set(self._matching([Row(*row) for row in zip(stored.item_keys, metadata, strict=True)]))

@@ -21,7 +21,9 @@ from app.services.plan import Scan
 from app.services.search import Winner, best
 from app.services.token_sets import TokenSet, TokenSets
 from app.store.engine import Tokens
-from app.store.filtered import Estimate, Found, Outdated, Reach
+from app.store.filtered import Estimate
+from app.store.statements import Reach
+from app.store.token_candidates import Found, Outdated
 
 # Of items as near as the worst of the winners, one in nine has a sketch farther away than this many standard
 # deviations above the expected distance; of those that are nearer, fewer (docs/decisions/0024 has the measurements).
@@ -78,13 +80,13 @@ class TokenSearch:
                 self.sets.forget(index, clauses)
         if are_tokens_cheaper(index, clauses, self.estimate, self.scan, limit):
             reach = Reach(limit, n_further=_TIMES[-1] * pool(self.scan) - limit)
-            return store.filtered.candidates_by_tokens(raw, index, sketches, clauses, reach)
-        return store.filtered.candidates_by_sketch(raw, index, sketches, clauses, Reach(limit, self.scan.n_probes))
+            return store.token_candidates.by_tokens(raw, index, sketches, clauses, reach)
+        return store.token_candidates.by_sketch(raw, index, sketches, clauses, Reach(limit, self.scan.n_probes))
 
     def _look_in(self, known: TokenSet, sketches: Sequence[bytes], limit: int) -> list[Found]:
         nearest = [known.nearest(sketch, _TIMES[-1] * pool(self.scan)) for sketch in sketches]
         wanted = [items[:limit] for items in nearest]
-        read = store.filtered.at_places(self.raw, self.opened.index, wanted, known.n_changes)
+        read = store.token_candidates.at_places(self.raw, self.opened.index, wanted, known.n_changes)
         return [
             Found(candidates, items[-1].distance, further[limit:])
             for candidates, items, further in zip(read, wanted, nearest, strict=True)
@@ -103,7 +105,7 @@ class TokenSearch:
         if not unfinished:
             return
         wanted = [[item for item in found.further if item.distance <= bound] for _, found, bound in unfinished]
-        candidates = store.filtered.at_places(self.raw, self.opened.index, wanted)
+        candidates = store.token_candidates.at_places(self.raw, self.opened.index, wanted)
         positions = [position for position, _, _ in unfinished]
         ranked = best(self.opened, queries[positions], candidates, self.scan.top_k)
         for position, more in zip(positions, ranked, strict=True):

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from app import store
 from app.domain import Index
 from app.store.engine import Tokens
-from app.store.filtered import Estimate, Further
+from app.store.filtered import Estimate
+from app.store.token_candidates import Further
 
 # Where more items have the tokens, the ivfflat index leads to enough of them soon enough.
 MAX_ITEMS = 20_000
@@ -91,7 +92,7 @@ class TokenSets:
             return known
         if not clauses or estimate.n_items * estimate.share > MAX_ITEMS:
             return None
-        found = store.filtered.everything(raw, index, clauses, most=MAX_ITEMS)
+        found = store.token_candidates.everything(raw, index, clauses, most=MAX_ITEMS)
         if found is None:
             self._rest(name, _TTL_S)
             return None

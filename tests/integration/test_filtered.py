@@ -276,8 +276,8 @@ async def test_the_plans_use_the_indexes_they_are_made_for(
     clauses = [Tokens([bytes(8)]), Tokens([bytes(8), bytes([1] * 8)])]
     with scan_driver(scan_engine) as raw:
         sketch = bytes((index.sketch_bits or 0) // 8)
-        by_tokens = store.filtered.explain(raw, index, [sketch], clauses, uses_tokens=True)
-        by_sketch = store.filtered.explain(raw, index, [sketch], clauses, uses_tokens=False)
+        by_tokens = store.token_candidates.explain(raw, index, [sketch], clauses, uses_tokens=True)
+        by_sketch = store.token_candidates.explain(raw, index, [sketch], clauses, uses_tokens=False)
     scan_engine.dispose()
     assert f"Bitmap Index Scan on {store.tables.partition_name(index.id)}_tokens_idx" in by_tokens
     assert f"Index Scan using {store.tables.ivf_name(index.id, 1)}" in by_sketch
@@ -337,14 +337,14 @@ async def test_a_filter_asked_for_again_is_answered_from_memory_and_sees_every_c
     items = await fill(services)
     wanted = {"tenth": 3}
     matching = {item.id for item in items if (item.metadata or {})["tenth"] == 3}
-    everything = Mock(wraps=store.filtered.everything)
-    monkeypatch.setattr(store.filtered, "everything", everything)
+    everything = Mock(wraps=store.token_candidates.everything)
+    monkeypatch.setattr(store.token_candidates, "everything", everything)
     for _ in range(3):
         assert await found_ids(services, wanted) == matching
     assert everything.call_count == 1
     # The other ways are not taken, even when the rows have moved.
-    for name in ("candidates_by_tokens", "candidates_by_sketch"):
-        monkeypatch.setattr(store.filtered, name, Mock(side_effect=AssertionError))
+    for name in ("by_tokens", "by_sketch"):
+        monkeypatch.setattr(store.token_candidates, name, Mock(side_effect=AssertionError))
     async with engine.connect() as connection:
         index = await row_of(connection)
     async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
@@ -360,12 +360,29 @@ async def test_a_filter_asked_for_again_is_answered_from_memory_and_sees_every_c
         assert await found_ids(services, wanted) == matching - {"3", "23"}
 
 
+@pytest.mark.parametrize("n_lists", [1, 8])
+async def test_filtered_candidates_that_come_as_several_rows_are_the_same(
+    services: ServiceContext, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, n_lists: int
+) -> None:
+    await fill(services)
+    if n_lists > 1:
+        await divide(engine, n_lists)
+    names = ("half", "tenth", "rare", "none", "two", "token and range")
+    # The third time from memory.
+    whole = {name: await found_ids(services, FILTERS[name], 50) for name in names for _ in range(3)}
+    monkeypatch.setattr(store.packing, "_VALUE_BYTES", 7 * 8 * D)
+    async with ServiceContext.open(services.settings) as other:
+        for name in names:
+            for _ in range(3):
+                assert await found_ids(other, FILTERS[name], 50) == whole[name]
+
+
 async def test_what_too_many_items_have_is_not_remembered(
     services: ServiceContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(token_sets, "MAX_ITEMS", N_ITEMS // 10)
     await fill(services)
-    monkeypatch.setattr(store.filtered, "everything", Mock(side_effect=AssertionError))
+    monkeypatch.setattr(store.token_candidates, "everything", Mock(side_effect=AssertionError))
     for wanted, count in (({"half": "even"}, N_ITEMS // 2), ({"flag": True}, N_ITEMS // 4)):
         for _ in range(3):
             assert len(await found_ids(services, wanted)) == count

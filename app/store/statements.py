@@ -1,0 +1,105 @@
+"""What statements on the items that a filter may match are made of, and how they are sent.
+
+A filter comes as clauses: an item can only match if it has, for each clause, one of its tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeAlias
+
+import psycopg
+from psycopg import errors as pg
+
+from app.domain import Index
+from app.store.engine import Tokens, VarBit
+from app.store.indexes import StaleIndex
+from app.store.partitions import sketch_expression
+from app.store.tables import partition_name
+
+Clauses: TypeAlias = Sequence[Tokens]
+
+# There are no statistics of tokens, so the planner does not know what the GIN index saves.
+GIN_SETTINGS = "SELECT set_config('enable_seqscan', 'off', true)"
+REVISION = "SELECT revision FROM indexes WHERE id = %s"
+
+
+class Reach(NamedTuple):
+    """How far a search goes: items it finds, IVF lists it reads first, or keys of those that come next."""
+
+    limit: int
+    n_probes: int = 0
+    n_further: int = 0
+
+
+def clauses_met(clauses: Clauses) -> str:
+    """Return the clauses as a condition, with a parameter for each."""
+    return " AND ".join(["tokens && %s::bigint[]"] * len(clauses)) or "true"
+
+
+def distance(index: Index) -> str:
+    """Return the Hamming distance of an item's sketch from that of the query."""
+    bits = index.sketch_bits
+    return f"{sketch_expression(index.encoder_version, bits or 0)} <~> query.sketch::bit({bits})"
+
+
+def nearest(index: Index, where: str, order: str, limit: int, columns: str) -> str:
+    """Return the statement that finds the `limit` items nearest to a sketch that meet `where`.
+
+    `order` makes of the distance what is sorted by: as it is, it is the order of the ivfflat index.
+    """
+    return (
+        f"SELECT {columns} FROM {partition_name(index.id)} WHERE {where}"
+        f" ORDER BY {order.format(distance(index))} LIMIT {limit:d}"
+    )
+
+
+def for_each_sketch(nearest: str) -> str:
+    """Return the statement that repeats `nearest` for each sketch of its first parameter, with the sketch's number."""
+    return f"""
+        SELECT query.position, candidate.*
+        FROM unnest(%b::varbit[]) WITH ORDINALITY AS query (sketch, position)
+        CROSS JOIN LATERAL ({nearest}) AS candidate
+        """
+
+
+def found_for_each(
+    raw: psycopg.Connection[Any],
+    index: Index,
+    settings: tuple[str, tuple[str, ...]],
+    statement: str,
+    parameters: tuple[Any, ...],
+) -> list[list[list[Any]]]:
+    """Return what a statement finds for each sketch; these are the first of the parameters. Raises `StaleIndex`."""
+    sketches, *others = parameters
+    with pipeline(raw, index):
+        raw.execute(*settings, prepare=True)
+        found = raw.execute(statement, ([VarBit(sketch) for sketch in sketches], index.id, *others), prepare=True)
+    answer: list[list[list[Any]]] = [[] for _ in sketches]
+    for position, *row in found:
+        answer[position - 1].append(row)
+    return answer
+
+
+@contextmanager
+def pipeline(raw: psycopg.Connection[Any], index: Index) -> Iterator[None]:
+    """Send the statements of the block in one round trip, and raise `StaleIndex` when `index` is out of date."""
+    try:
+        with raw.pipeline():
+            revision = raw.execute(REVISION, (index.id,), prepare=True)
+            yield
+        check_revision(revision, index)
+    except pg.UndefinedTable as error:
+        raise StaleIndex from error
+
+
+def check_revision(revision: psycopg.Cursor[Any], index: Index) -> None:
+    """Raise `StaleIndex` unless the answer to `REVISION` is that of `index`."""
+    if revision.fetchone() != (index.revision,):
+        raise StaleIndex
+
+
+def first(cursor: psycopg.Cursor[Any]) -> tuple[Any, ...]:
+    """Return the row of a statement that always has one."""
+    row: tuple[Any, ...] | None = cursor.fetchone()
+    assert row is not None  # noqa: S101 - an aggregate without GROUP BY always has one row
+    return row

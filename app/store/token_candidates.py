@@ -1,0 +1,200 @@
+"""Statements that find candidates by tokens and bring them as one row, opened by whoever asks.
+
+Like those of `candidates`, these functions block.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+
+from app.domain import Candidates, Index
+from app.store import packing, statements
+from app.store.candidates import SCAN_SETTINGS
+from app.store.engine import ItemKeys, Places, VarBit
+from app.store.partitions import in_generation, sketch_expression
+from app.store.statements import Clauses, Reach
+from app.store.tables import partition_name
+
+# Before a bit string's bytes comes its length.
+_BIT_HEADER_BYTES = 4
+_WIDE = "item_key, sealed_id, sealed_vector, sealed_metadata"
+_N_CHANGES = "SELECT coalesce(sum(n_changes), 0)::bigint FROM item_counts WHERE index_id = %s"
+
+
+class Outdated(Exception):
+    """Items of the index have changed."""
+
+
+class Further(NamedTuple):
+    """An item that has been found but not read: its key, its place in the table, the Hamming distance of its sketch."""
+
+    item_key: bytes
+    place: bytes
+    distance: int
+
+
+class Found(NamedTuple):
+    """What has been found for a sketch, and where to look on."""
+
+    candidates: Candidates
+    # The Hamming distance of the farthest of them.
+    farthest: int
+    # Those that come after them, nearest first.
+    further: Sequence[Further]
+
+
+def by_sketch(
+    raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes], clauses: Clauses, reach: Reach
+) -> list[Found]:
+    """Return for each sketch the nearest items that meet the clauses, by way of the ivfflat index, and none further.
+
+    Good when many items meet them. The scan goes on through the lists until it has found enough: when it
+    returns fewer, these are all. Raises `StaleIndex`.
+    """
+    statement = _by_sketch(index, clauses, reach)
+    rows = statements.found_for_each(
+        raw, index, (SCAN_SETTINGS, (str(reach.n_probes),)), statement, (sketches, *clauses)
+    )
+    return [_unpacked(parts) for parts in rows]
+
+
+def by_tokens(
+    raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes], clauses: Clauses, reach: Reach
+) -> list[Found]:
+    """Return for each sketch the nearest items that meet the clauses, in no order, and `reach.n_further` others.
+
+    All that meet them are found in the GIN index, then sorted by sketch: good when they are few. Raises `StaleIndex`.
+    """
+    statement = _by_tokens(index, clauses, reach)
+    rows = statements.found_for_each(raw, index, (statements.GIN_SETTINGS, ()), statement, (sketches, *clauses))
+    return [_unpacked(parts) for parts in rows]
+
+
+def by_keys(raw: psycopg.Connection[Any], index: Index, item_keys: Sequence[bytes]) -> Candidates:
+    """Return the stored items among `item_keys`, in no order, with their metadata. Raises `StaleIndex`."""
+    n_together = packing.n_together(index.dimension)
+    parts = [ItemKeys(item_keys[start : start + n_together]) for start in range(0, max(1, len(item_keys)), n_together)]
+    statement = f"{_stored(index)} WHERE index_id = %s AND item_key = ANY(%s)"
+    with statements.pipeline(raw, index):
+        found = [raw.execute(statement, (index.id, part), prepare=True) for part in parts]
+    return packing.together([packing.unpacked(*statements.first(part)) for part in found])
+
+
+def at_places(
+    raw: psycopg.Connection[Any], index: Index, wanted: Sequence[Sequence[Further]], n_changes: int | None = None
+) -> list[Candidates]:
+    """Return each of the items `wanted`, in no order, with their metadata.
+
+    By place it takes a fraction of the time that it takes by key; an item that has left its place is found by its key.
+    Raises `StaleIndex`, and `Outdated` when `n_changes` is no longer the number of changes to the index's items.
+    """
+    statement = f"{_stored(index)} WHERE ctid = ANY(%s)"
+    most = packing.n_together(index.dimension)
+    with statements.pipeline(raw, index):
+        changes = raw.execute(_N_CHANGES, (index.id,), prepare=True)
+        found = [
+            raw.execute(statement, (Places(item.place for item in items[:most]),), prepare=True) for items in wanted
+        ]
+    if n_changes not in {None, statements.first(changes)[0]}:
+        raise Outdated
+    answer = []
+    for cursor, items in zip(found, wanted, strict=True):
+        candidates, item_keys = packing.unpacked(*statements.first(cursor)), [item.item_key for item in items]
+        is_all = set(candidates.item_keys) == set(item_keys)
+        answer.append(candidates if is_all else by_keys(raw, index, item_keys))
+    return answer
+
+
+def everything(
+    raw: psycopg.Connection[Any], index: Index, clauses: Clauses, *, most: int
+) -> tuple[int, list[tuple[bytes, bytes]], NDArray[np.uint8]] | None:
+    """Return the number of changes to the index, and of all items that meet the clauses key and place, and sketch.
+
+    The sketches have shape (n, m / 8). None when there are more than `most` items, or none. Raises `StaleIndex`.
+    """
+    sketch = sketch_expression(index.encoder_version, index.sketch_bits or 0)
+    statement = f"""
+        SELECT {packing.KEYS}, string_agg(tidsend(place), ''), string_agg(bit_send(sketch), '') FROM (
+            SELECT item_key, ctid AS place, {sketch} AS sketch FROM {partition_name(index.id)}
+            WHERE index_id IS NOT DISTINCT FROM %s AND {statements.clauses_met(clauses)} AND {sketch} IS NOT NULL
+            LIMIT {most + 1:d}
+        ) AS met
+        """
+    with statements.pipeline(raw, index):
+        raw.execute(statements.GIN_SETTINGS, prepare=True)
+        # Before the items: a change in between makes the number outdated, never the items.
+        changes = raw.execute(_N_CHANGES, (index.id,), prepare=True)
+        found = raw.execute(statement, (index.id, *clauses), prepare=True)
+    item_keys, places, sketches = statements.first(found)
+    items = list(zip(packing.keys(item_keys), packing.places(places), strict=True))
+    if not 0 < len(items) <= most:
+        return None
+    bits = np.frombuffer(sketches, np.uint8).reshape(len(items), -1)[:, _BIT_HEADER_BYTES:]
+    return statements.first(changes)[0], items, bits
+
+
+def explain(
+    raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes], clauses: Clauses, *, uses_tokens: bool
+) -> str:
+    """Return PostgreSQL's plan for `by_tokens` or `by_sketch`."""
+    reach = Reach(10, n_further=100)
+    statement = (_by_tokens if uses_tokens else _by_sketch)(index, clauses, reach)
+    with raw.pipeline():
+        raw.execute(*(statements.GIN_SETTINGS, ()) if uses_tokens else (SCAN_SETTINGS, ("1",)))
+        values = ([VarBit(sketch) for sketch in sketches], index.id, *clauses)
+        plan = raw.execute(f"EXPLAIN {statement}", values)
+    return "\n".join(row[0] for row in plan)
+
+
+def _by_sketch(index: Index, clauses: Clauses, reach: Reach) -> str:
+    where = f"index_id = %s AND {in_generation(index.generation)} AND {statements.clauses_met(clauses)}"
+    nearest = statements.nearest(index, where, "{}", reach.limit, f"{_WIDE}, {statements.distance(index)} AS distance")
+    part, group = _parts(index, reach.limit)
+    return statements.for_each_sketch(f"""
+        SELECT {packing.CANDIDATES_AND_METADATA}, max(distance)::integer, NULL, NULL, NULL
+        FROM (SELECT *{part} FROM ({nearest}) AS scanned) AS nearest {group}
+        """)
+
+
+def _by_tokens(index: Index, clauses: Clauses, reach: Reach) -> str:
+    # What is sorted are places in the table; the wide columns are read for those that are left.
+    where = f"index_id IS NOT DISTINCT FROM %s AND {statements.clauses_met(clauses)}"
+    columns = f"ctid AS place, item_key AS its_key, ({statements.distance(index)}) + 0 AS distance"
+    nearest = statements.nearest(index, where, "({}) + 0", reach.limit + reach.n_further, columns)
+    part, group = _parts(index, reach.limit)
+    return statements.for_each_sketch(f"""
+        WITH nearest AS MATERIALIZED ({nearest})
+        SELECT candidates.*, further.* FROM (
+            SELECT {packing.CANDIDATES_AND_METADATA}, max(distance)::integer
+            FROM (SELECT place, distance{part} FROM nearest LIMIT {reach.limit:d}) AS chosen
+            JOIN {partition_name(index.id)} AS item ON item.ctid = place {group}
+        ) AS candidates, (
+            SELECT string_agg(its_key, ''), string_agg(tidsend(place), ''), string_agg(int4send(distance::integer), '')
+            FROM (SELECT its_key, place, distance FROM nearest OFFSET {reach.limit:d}) AS others
+        ) AS further
+        """)
+
+
+def _stored(index: Index) -> str:
+    return f"SELECT {packing.CANDIDATES_AND_METADATA} FROM {partition_name(index.id)}"
+
+
+def _parts(index: Index, limit: int) -> tuple[str, str]:
+    """Return a column and a clause that make several rows of what is too much for one."""
+    n_together = packing.n_together(index.dimension)
+    if limit <= n_together:
+        return "", ""
+    return f", (row_number() OVER () - 1) / {n_together} AS part", "GROUP BY part"
+
+
+def _unpacked(parts: Sequence[Sequence[Any]]) -> Found:
+    """Return what was found, of its parts as rows."""
+    if not parts:
+        return Found(Candidates([], [], [], []), 0, [])
+    *_, item_keys, places, distances = parts[0]
+    further = map(Further, packing.keys(item_keys), packing.places(places), packing.numbers(distances))
+    candidates = packing.together([packing.unpacked(*part[:-4]) for part in parts])
+    return Found(candidates, max(part[-4] or 0 for part in parts), list(further))
