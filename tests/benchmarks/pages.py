@@ -181,6 +181,28 @@ def _stages(result: Results) -> str:
     return _section("Stages of a query", text, ("stage", *(row["query"] for row in rows)), cells)
 
 
+def _filters(result: Results) -> str:
+    rows = [
+        (
+            row["filter"],
+            f"{row['share']:.2%}",
+            f"{row['recall']:.3f}",
+            f"{row['unfiltered_p50_ms']:.1f}",
+            f"{row['p50_ms']:.1f}",
+            f"{row['ratio']:.2f}",
+            f"{row['changing_p50_ms']:.1f}",
+        )
+        for row in result["rows"]
+    ]
+    text = (
+        f"{result['data']}, {result['n_items']:,} items, trained, top {result['top_k']}. Each query is sent without and"
+        " with the filter in turn, so the filter is one that was asked for lately ([filters](filters.md)); the last"
+        " column is that of queries before each of which an item has changed. Ranges and patterns have no tokens."
+    )
+    head = ("filter", "matches", "recall@10", "without, p50 ms", "with, p50 ms", "ratio", "while items change, p50 ms")
+    return _section("Filters", text, head, rows)
+
+
 def _ingest(found: Sequence[Results]) -> str:
     rows = []
     for one in found:
@@ -213,6 +235,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "latency": _latency,
     "target_recall": _targets,
     "throughput": _throughput,
+    "filters_trained": _filters,
     "growth": _growth,
     "stages": _stages,
 }

@@ -21,6 +21,7 @@ TOP_K = 10
 N_MEASURED = 100
 # Those that read all metadata take longer.
 N_MEASURED_SCANS = 20
+N_CHANGES = 20
 MAX_RATIO = 1.5
 MIN_RECALL = 0.95
 MAX_SCAN_MS = 1_000
@@ -146,7 +147,18 @@ def measured(connection: Connection, dataset: Data, name: str, wanted: Filter, n
         "p99_ms": filtered[1],
         "unfiltered_p50_ms": unfiltered[0],
         "ratio": filtered[0] / unfiltered[0],
+        "changing_p50_ms": changing(connection, dataset, wanted),
     }
+
+
+def changing(connection: Connection, dataset: Data, wanted: Filter) -> float:
+    """Return p50 in ms of queries before each of which an item has changed."""
+    times = []
+    for row in range(N_CHANGES):
+        connection.post("vectors/upsert", {**INDEX, "items": items(dataset, range(row, row + 1))})
+        query = {**INDEX, "query_vectors": dataset.queries[row].tolist(), "top_k": TOP_K, "filters": wanted}
+        times.append(timed(connection, query)[0])
+    return milliseconds(times)[0]
 
 
 def timed(connection: Connection, body: dict[str, Any]) -> tuple[float, list[str]]:
