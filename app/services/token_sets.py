@@ -14,19 +14,19 @@ from uuid import UUID
 import numpy as np
 import psycopg
 from cachetools import TTLCache
-from numpy.typing import NDArray
 
 from app import store
 from app.domain import Index
 from app.store.engine import Tokens
 from app.store.filtered import Estimate
-from app.store.token_candidates import Further
+from app.store.packing import ITEM_KEY_BYTES, PLACE_BYTES
+from app.store.token_candidates import Everything, Further
 
 # Where more items have the tokens, the ivfflat index leads to enough of them soon enough.
 MAX_ITEMS = 20_000
-# Of all sets together, and of what a set holds besides sketches.
+# Of all sets together, and of one.
 _MAX_BYTES = 64 * 1024 * 1024
-_ITEM_BYTES = 2 * 60
+_MAX_SET_BYTES = _MAX_BYTES // 8
 _TTL_S = 60
 _MAX_ASKED = 10_000
 # Where items change all the time, a set is made in vain: so rarely.
@@ -39,17 +39,16 @@ _Name: TypeAlias = tuple[UUID, int, tuple[Tokens, ...]]
 class TokenSet:
     """The items that have some tokens. It does not change."""
 
-    def __init__(self, n_changes: int, items: Sequence[tuple[bytes, bytes]], sketches: NDArray[np.uint8]) -> None:
-        """`items` are their keys and places, `sketches` (n, m / 8) theirs; `n_changes` is the index's number then."""
-        self.n_changes = n_changes
-        self._items = items
-        padding = -sketches.shape[1] % _WORD_BYTES
-        self._sketches = np.pad(sketches, ((0, 0), (0, padding))).view(np.uint64)
+    def __init__(self, items: Everything) -> None:
+        self.n_changes = items.n_changes
+        self._item_keys, self._places = items.item_keys, items.places
+        padding = -items.sketches.shape[1] % _WORD_BYTES
+        self._sketches = np.pad(items.sketches, ((0, 0), (0, padding))).view(np.uint64)
 
     @property
     def n_bytes(self) -> int:
-        """About how much memory it takes."""
-        return self._sketches.nbytes + _ITEM_BYTES * len(self._items)
+        """How much memory it takes."""
+        return self._sketches.nbytes + len(self._item_keys) + len(self._places)
 
     def nearest(self, sketch: bytes, limit: int) -> list[Further]:
         """Return the `limit` items whose sketches differ from `sketch` in the fewest bits, nearest first."""
@@ -58,12 +57,13 @@ class TokenSet:
         distances = np.bitwise_count(self._sketches ^ query).sum(axis=1, dtype=np.int32)
         rows = np.argpartition(distances, limit - 1)[:limit] if limit < len(distances) else np.arange(len(distances))
         rows = rows[np.argsort(distances[rows], kind="stable")]
-        return [
-            Further(item_key, place, distance)
-            for (item_key, place), distance in zip(
-                map(self._items.__getitem__, rows.tolist()), distances[rows].tolist(), strict=True
-            )
-        ]
+        return [self._item(row, int(distances[row])) for row in rows.tolist()]
+
+    def _item(self, row: int, distance: int) -> Further:
+        item_key, place = row * ITEM_KEY_BYTES, row * PLACE_BYTES
+        return Further(
+            self._item_keys[item_key : item_key + ITEM_KEY_BYTES], self._places[place : place + PLACE_BYTES], distance
+        )
 
 
 class TokenSets:
@@ -90,16 +90,16 @@ class TokenSets:
                 self._not_before[name] = 0.0
         if known is not None or not_before is None or time.monotonic() < not_before:
             return known
-        if not clauses or estimate.n_items * estimate.share > MAX_ITEMS:
+        most = min(MAX_ITEMS, _MAX_SET_BYTES // ((index.sketch_bits or 0) // 8 + ITEM_KEY_BYTES + PLACE_BYTES))
+        if not clauses or estimate.n_items * estimate.share > most:
             return None
-        found = store.token_candidates.everything(raw, index, clauses, most=MAX_ITEMS)
+        found = store.token_candidates.everything(raw, index, clauses, most=most)
         if found is None:
             self._rest(name, _TTL_S)
             return None
-        known = TokenSet(*found)
+        known = TokenSet(found)
         with self._lock:
-            if known.n_bytes <= self._sets.maxsize:
-                self._sets[name] = known
+            self._sets[name] = known
         return known
 
     def forget(self, index: Index, clauses: Sequence[Tokens]) -> None:

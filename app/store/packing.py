@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from app.domain import Candidates, Joined
 
-_ITEM_KEY_BYTES = 16
-_PLACE_BYTES = 6
+ITEM_KEY_BYTES = 16
+PLACE_BYTES = 6
 _INT32_BYTES = 4
 # PostgreSQL makes no value larger than 1 GB, so that very many candidates come as several rows.
 _VALUE_BYTES = 64 * 1024 * 1024
@@ -39,12 +39,12 @@ def unpacked(item_keys: bytes | None, *columns: bytes | None) -> Candidates:
 
 def keys(joined: bytes | None) -> list[bytes]:
     """Return the item keys of a value of `KEYS`."""
-    return _cut(joined or b"", _ITEM_KEY_BYTES)
+    return _cut(joined or b"", ITEM_KEY_BYTES)
 
 
 def places(joined: bytes | None) -> list[bytes]:
     """Return the places of rows that `tidsend` has written one after the other."""
-    return _cut(joined or b"", _PLACE_BYTES)
+    return _cut(joined or b"", PLACE_BYTES)
 
 
 def _cut(joined: bytes, width: int) -> list[bytes]:

@@ -46,6 +46,16 @@ class Found(NamedTuple):
     further: Sequence[Further]
 
 
+class Everything(NamedTuple):
+    """All items that meet some clauses: keys and places, each joined to one value, and sketches (n, m / 8)."""
+
+    # The number of changes to the index's items until then.
+    n_changes: int
+    item_keys: bytes
+    places: bytes
+    sketches: NDArray[np.uint8]
+
+
 def by_sketch(
     raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes], clauses: Clauses, reach: Reach
 ) -> list[Found]:
@@ -108,16 +118,11 @@ def at_places(
     return answer
 
 
-def everything(
-    raw: psycopg.Connection[Any], index: Index, clauses: Clauses, *, most: int
-) -> tuple[int, list[tuple[bytes, bytes]], NDArray[np.uint8]] | None:
-    """Return the number of changes to the index, and of all items that meet the clauses key and place, and sketch.
-
-    The sketches have shape (n, m / 8). None when there are more than `most` items, or none. Raises `StaleIndex`.
-    """
+def everything(raw: psycopg.Connection[Any], index: Index, clauses: Clauses, *, most: int) -> Everything | None:
+    """Return all items that meet the clauses. None when they are more than `most`, or none. Raises `StaleIndex`."""
     sketch = sketch_expression(index.encoder_version, index.sketch_bits or 0)
     statement = f"""
-        SELECT {packing.KEYS}, string_agg(tidsend(place), ''), string_agg(bit_send(sketch), '') FROM (
+        SELECT {packing.KEYS}, string_agg(tidsend(place), ''), string_agg(bit_send(sketch), ''), count(*) FROM (
             SELECT item_key, ctid AS place, {sketch} AS sketch FROM {partition_name(index.id)}
             WHERE index_id IS NOT DISTINCT FROM %s AND {statements.clauses_met(clauses)} AND {sketch} IS NOT NULL
             LIMIT {most + 1:d}
@@ -128,12 +133,11 @@ def everything(
         # Before the items: a change in between makes the number outdated, never the items.
         changes = raw.execute(_N_CHANGES, (index.id,), prepare=True)
         found = raw.execute(statement, (index.id, *clauses), prepare=True)
-    item_keys, places, sketches = statements.first(found)
-    items = list(zip(packing.keys(item_keys), packing.places(places), strict=True))
-    if not 0 < len(items) <= most:
+    item_keys, places, sketches, n_items = statements.first(found)
+    if not 0 < n_items <= most:
         return None
-    bits = np.frombuffer(sketches, np.uint8).reshape(len(items), -1)[:, _BIT_HEADER_BYTES:]
-    return statements.first(changes)[0], items, bits
+    bits = np.frombuffer(sketches, np.uint8).reshape(n_items, -1)[:, _BIT_HEADER_BYTES:]
+    return Everything(statements.first(changes)[0], item_keys, places, bits)
 
 
 def explain(
