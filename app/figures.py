@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app.stages import STAGES
+from app.stages import SCAN_QUEUE, STAGES
 
 # Upper ends in seconds.
 BUCKETS = (
@@ -89,6 +89,12 @@ class Figures:
         """Say how many database connections of this worker are in use."""
         self._own[self._pool_in_use] = in_use
         self._own[self._pool_size] = size
+
+    def n_searches(self) -> float:
+        """Return how many searches all workers have answered: the requests that waited for a thread to scan in."""
+        start = self._stage_places[SCAN_QUEUE]
+        counts = slice(start, start + _HISTOGRAM - 1)
+        return float(sum(values[counts].sum() for _, values in self._arrays()))
 
     def read(self) -> "Totals":
         """Return the figures of all workers together."""

@@ -16,6 +16,8 @@ Answer = TypeVar("Answer")
 
 # Until the body is read: routing, guards, dependencies.
 DISPATCH = "dispatch"
+# Every search waits for a thread to scan in, if only for microseconds; nothing else does.
+SCAN_QUEUE = "wait"
 # After that, what no stage is named for.
 OTHER = "other"
 STAGES = (
@@ -24,7 +26,7 @@ STAGES = (
     "parse",
     "unwrap",
     "sketch",
-    "wait",
+    SCAN_QUEUE,
     "pool",
     "sql",
     "seal",

@@ -1,10 +1,11 @@
 """Measuring the recall of an ivfflat index, before any query uses it (`search.calibrate` has the arithmetic).
 
 Every number of probes is measured with a few queries, to see where the target lies; then those about there with many,
-since what a search costs every day depends on how well that is known.
+since what a search costs every day depends on how well that is known. Searches that go on meanwhile come first.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -18,6 +19,7 @@ from app.domain import Index
 from app.search import calibrate, profile
 from app.services.opener import OpenIndex
 from app.services.opening import chunk_items, open_vectors
+from app.services.traffic import Traffic
 from app.settings import Settings
 
 # Points of a profile for each of `calibrate.TOP_KS`.
@@ -27,7 +29,10 @@ _N_QUERIES = 200
 _N_ROUGHLY = 60
 _N_SIZES = 100
 _QUERIES_AT_A_TIME = 10
-# Statements under way at once: searches go on meanwhile.
+# While searches are under way, the pass over all vectors, which goes on beside the build, rests after each chunk for
+# so many times as long as that took.
+_REST = 2.0
+# Statements under way at once; only one while searches are under way.
 _N_STREAMS = 2
 
 
@@ -43,9 +48,10 @@ class Calibration:
 class Calibrator:
     """Finds out how many probes and candidates a search needs."""
 
-    def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
+    def __init__(self, engine: AsyncEngine, settings: Settings, traffic: Traffic) -> None:
         self._engine = engine
         self._settings = settings
+        self._traffic = traffic
 
     async def neighbours(self, opened: OpenIndex) -> Calibration:
         """Find the exact neighbours of some items among all others."""
@@ -58,8 +64,11 @@ class Calibrator:
             parameters = encoder.parameters
             neighbours = calibrate.Neighbours(index.metric, item_keys, queries, parameters.mean, parameters.scale)
             async for chunk in store.samples.all_vectors(connection, index, chunk_items(encoder.dimension)):
+                began = time.monotonic()
                 vectors = await open_vectors(opened, chunk)
                 await asyncio.to_thread(neighbours.add, [item_key for item_key, _ in chunk], vectors)
+                if not self._traffic.is_quiet():
+                    await asyncio.sleep(_REST * (time.monotonic() - began))
         sketches = await asyncio.to_thread(encoder.encode_queries, queries)
         return Calibration(neighbours, neighbours.item_keys(), [row.tobytes() for row in sketches])
 
@@ -117,12 +126,15 @@ class Calibrator:
         """Return the points for a number of probes, measured with the first `n_queries` queries."""
         pool = calibrate.DEEP_POOL if is_deep else calibrate.pool_limit(n_probes, index.n_lists)
         neighbours = known.item_keys[:n_queries]
-        starts = range(0, len(neighbours), _QUERIES_AT_A_TIME)
+        starts = iter(range(0, len(neighbours), _QUERIES_AT_A_TIME))
         found: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(neighbours)
 
-        async def measure(own: range) -> None:
+        async def measure(number: int) -> None:
             async with self._engine.connect() as connection:
-                for start in own:
+                while number == 0 or self._traffic.is_quiet():
+                    start = next(starts, None)
+                    if start is None:
+                        return
                     part = slice(start, min(start + _QUERIES_AT_A_TIME, len(neighbours)))
                     candidates = await store.samples.candidate_keys(
                         connection, index, known.sketches[part], pool=pool, n_probes=n_probes
@@ -130,7 +142,7 @@ class Calibrator:
                     found[part] = await asyncio.to_thread(calibrate.ranks, neighbours[part], candidates)
                     await connection.rollback()
 
-        streams = [asyncio.create_task(measure(starts[number::_N_STREAMS])) for number in range(_N_STREAMS)]
+        streams = [asyncio.create_task(measure(number)) for number in range(_N_STREAMS)]
         try:
             await asyncio.gather(*streams)
         finally:

@@ -21,6 +21,7 @@ from app.services.limits import RateLimiter
 from app.services.opener import IndexOpener
 from app.services.operations import OperationService
 from app.services.search import Searcher
+from app.services.traffic import Traffic
 from app.services.training import TrainingService
 from app.services.users import UserService
 from app.services.vectors import VectorService
@@ -67,7 +68,7 @@ class ServiceContext:
             await check_database(engine)
             indexes = IndexService(engine, opener, settings, embedding)
             indexes.sweep()
-            training = TrainingService(engine, opener, settings)
+            training = TrainingService(engine, opener, settings, Traffic(figures))
             training.start()
             # Before the first write: one that goes to the default partition while its month is made would fail.
             await _add_audit_months(engine)

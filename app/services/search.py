@@ -22,7 +22,7 @@ from app.domain import Candidates, Match, Matrix, Metadata, Vector
 from app.services.batch import VECTOR_DTYPES
 from app.services.opener import OpenIndex
 from app.services.plan import Scan
-from app.stages import stage, timed
+from app.stages import SCAN_QUEUE, stage, timed
 from app.store.engine import scan_driver
 
 # Queries of a batch go to the database so many candidates at a time, which bounds the memory of a batch.
@@ -54,7 +54,7 @@ class Searcher:
 
     async def _run(self, work: Callable[[], Answer]) -> Answer:
         """Return what `work` returns in a thread. Raises `Overloaded` when all stay busy."""
-        async with stage("wait"):
+        async with stage(SCAN_QUEUE):
             await self._take_thread()
             try:
                 # With the stopwatch of the request; what is no other stage of the thread's is waiting for it.

@@ -4,7 +4,8 @@ What needs the index key and what does not are apart: fitting the encoder, filli
 open vectors; the build and the swap do not.
 
 While they run, upserts, queries and deletes go on with the ivfflat index of before. Arithmetic is done in threads, a
-few milliseconds at a time, so that requests of the same worker get their turn in between.
+few milliseconds at a time, so that requests of the same worker get their turn in between; and while searches are under
+way, in whatever worker, they have one processor to themselves (`traffic`).
 """
 
 import asyncio
@@ -26,6 +27,7 @@ from app.services import audit
 from app.services.calibration import Calibration, Calibrator
 from app.services.opener import OpenIndex, open_row
 from app.services.opening import chunk_items, open_slice, open_vectors, slices
+from app.services.traffic import Traffic
 from app.settings import Settings
 from app.store.engine import maintenance_connection
 from app.store.samples import SealedVector
@@ -109,10 +111,11 @@ class Job:
 class Trainer:
     """Trains indexes; what it knows of a single training is in its `Job`."""
 
-    def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
+    def __init__(self, engine: AsyncEngine, settings: Settings, traffic: Traffic) -> None:
         self._engine = engine
         self._settings = settings
-        self._calibrator = Calibrator(engine, settings)
+        self._traffic = traffic
+        self._calibrator = Calibrator(engine, settings, traffic)
 
     async def train(self, job: Job) -> TrainingResult | None:
         """Train an index that is claimed. Returns None when it has too few items to need it.
@@ -236,6 +239,9 @@ class Trainer:
                 if len(writing) == _N_WRITERS:
                     await writing.popleft()
                 writing.append(asyncio.create_task(self._write_sketches(index, version, item_keys, sketches)))
+                # While searches are under way, one processor is theirs: here, nothing is encoded.
+                while writing and not self._traffic.is_quiet():
+                    await writing.popleft()
                 last = rows[-1][0]
                 # Item keys are spread evenly, so a key tells how far it is.
                 job.progress.advance(int.from_bytes(last[:2], "big") / 0x10000)

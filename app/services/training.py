@@ -21,6 +21,7 @@ from app import errors, store
 from app.domain import Caller, Index, IndexAccess, Permission, TrainingResult, TrainingStatus
 from app.services import audit
 from app.services.opener import IndexOpener, OpenIndex
+from app.services.traffic import Traffic
 from app.services.trainer import Job, Progress, Trainer, Wanted, automatic_n_lists
 from app.settings import Settings
 from app.store.presence import Presence
@@ -49,11 +50,11 @@ _GROWTH = 1.5
 class TrainingService:
     """Starts trainings and knows of all that are at work."""
 
-    def __init__(self, engine: AsyncEngine, opener: IndexOpener, settings: Settings) -> None:
+    def __init__(self, engine: AsyncEngine, opener: IndexOpener, settings: Settings, traffic: Traffic) -> None:
         self._engine = engine
         self._opener = opener
         self._settings = settings
-        self._trainer = Trainer(engine, settings)
+        self._trainer = Trainer(engine, settings, traffic)
         self._presence = Presence(settings, self._trainer.dsn)
         self._tasks: dict[UUID, asyncio.Task[TrainingResult | None]] = {}
         self._asked: TTLCache[UUID, bool] = TTLCache(_MAX_REMEMBERED, _RESUME_INTERVAL_S)

@@ -10,7 +10,7 @@ from psycopg import errors as pg
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Index
-from app.store.engine import VarBit, driver
+from app.store.engine import ItemKeys, VarBit, driver
 from app.store.partitions import in_generation, sketch_expression
 from app.store.tables import partition_name, sketch_column
 
@@ -25,6 +25,13 @@ class Collision(Exception):
 _SCAN_SETTINGS = (
     "SELECT set_config('ivfflat.probes', %s, true), set_config('enable_sort', 'off', true),"
     " set_config('ivfflat.iterative_scan', 'off', true)"
+)
+
+# What the planner knows of a young table is far off, so it is left one way: the rows in the order of their keys, by the
+# primary key, joined through a hash table. Either side of that join comes in the order of the keys.
+_WRITE_SETTINGS = (
+    "SELECT set_config('enable_nestloop', 'off', true), set_config('enable_mergejoin', 'off', true),"
+    " set_config('enable_bitmapscan', 'off', true), set_config('enable_seqscan', 'off', true)"
 )
 
 
@@ -70,25 +77,42 @@ async def write_sketches(
 ) -> None:
     """Store sketches by another version of the encoder with the items that still lack one.
 
-    Who was replaced meanwhile has one already, of the newer vector. Rows are locked in the order of their keys, as
-    in `store.items.upsert`. Raises `Collision` when that was not enough to avoid a deadlock.
+    Who was replaced meanwhile has one already, of the newer vector: PostgreSQL looks at a row that it had to wait for
+    once more. Given `item_keys` in their order, rows are locked in it, as in `store.items.upsert`. Raises `Collision`
+    when that was not enough to avoid a deadlock.
     """
-    name, column = partition_name(index.id), sketch_column(encoder_version)
+    statement, parameters = _write_statement(index, encoder_version, item_keys, sketches)
     async with driver(connection) as raw:
-        statement = f"""
-            WITH lacking AS (
-                SELECT stored.item_key, fresh.sketch
-                FROM unnest(%b::bytea[], %b::varbit[]) AS fresh (item_key, sketch)
-                JOIN {name} AS stored ON stored.index_id = %s AND stored.item_key = fresh.item_key
-                WHERE stored.{column} IS NULL ORDER BY stored.item_key FOR UPDATE OF stored
-            )
-            UPDATE {name} AS stored SET {column} = lacking.sketch FROM lacking
-            WHERE stored.index_id = %s AND stored.item_key = lacking.item_key AND stored.{column} IS NULL
-            """
+        await raw.execute(_WRITE_SETTINGS)
         try:
-            await raw.execute(statement, (list(item_keys), [VarBit(bits) for bits in sketches], index.id, index.id))
+            await raw.execute(statement, parameters)
         except pg.DeadlockDetected as error:
             raise Collision from error
+
+
+async def explain_write_sketches(connection: AsyncConnection, index: Index, item_keys: Sequence[bytes]) -> str:
+    """Return PostgreSQL's plan for `write_sketches`."""
+    sketches = [b""] * len(item_keys)
+    statement, parameters = _write_statement(index, index.encoder_version + 1, item_keys, sketches)
+    async with driver(connection) as raw:
+        await raw.execute(_WRITE_SETTINGS)
+        cursor = await raw.execute(f"EXPLAIN {statement}", parameters)
+        return "\n".join(row[0] for row in await cursor.fetchall())
+
+
+def _write_statement(
+    index: Index, encoder_version: int, item_keys: Sequence[bytes], sketches: Sequence[bytes]
+) -> tuple[str, tuple[Any, ...]]:
+    column = sketch_column(encoder_version)
+    # The keys twice: as a condition on the index, which then reads no other rows, and beside their sketches.
+    statement = f"""
+        UPDATE {partition_name(index.id)} AS stored SET {column} = fresh.sketch
+        FROM unnest(%b::bytea[], %b::varbit[]) AS fresh (item_key, sketch)
+        WHERE stored.index_id = %s AND stored.item_key = ANY(%b) AND stored.item_key = fresh.item_key
+            AND stored.{column} IS NULL
+        """
+    keys = ItemKeys(item_keys)
+    return statement, (keys, [VarBit(bits) for bits in sketches], index.id, keys)
 
 
 async def candidate_keys(

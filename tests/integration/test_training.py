@@ -359,6 +359,22 @@ async def test_every_sketch_of_the_next_encoder_is_that_of_its_vector(
     assert await scalar(engine, "SELECT md5(string_agg(sketch_1::text, '' ORDER BY item_key)) FROM items") == before
 
 
+async def test_sketches_are_written_in_the_order_of_the_item_keys(settings: Settings, engine: AsyncEngine) -> None:
+    async with ServiceContext.open(replace(settings, auto_train_disabled=True)) as services:
+        await filled(services, clustered(N, D, seed=1))
+        index = await row(engine)
+        async with engine.connect() as connection:
+            # A hash join keeps the order of its outer side, and both sides are in that of the keys.
+            for n_keys in (10, N):
+                rows = await store.samples.vectors_after(connection, index, b"", n_keys)
+                plan = await store.samples.explain_write_sketches(connection, index, [item_key for item_key, _ in rows])
+                assert "Hash Join" in plan
+                assert f"Index Scan using {store.tables.partition_name(index.id)}_pkey on" in plan
+                assert "Nested Loop" not in plan
+                assert "Sort" not in plan
+                assert "Seq Scan" not in plan
+
+
 async def test_two_workers_never_train_one_index_at_once(
     services: ServiceContext, settings: Settings, engine: AsyncEngine
 ) -> None:

@@ -18,14 +18,15 @@ from pathlib import Path
 from app.figures import Figures
 figures = Figures({ROUTES!r}, Path({str(tmp_path)!r}))
 figures.count_request("/v1/a", 200)
-figures.observe_request("/v1/a", 0.003, {{"sql": 0.002, "other": 0.001}})
+figures.observe_request("/v1/a", 0.003, {{"sql": 0.002, "wait": 0.001}})
 figures.set_pool(3, 8)
 """
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(Path.cwd())})
     own = Figures(ROUTES, tmp_path)
     own.count_request("/v1/a", 200)
     own.count_request("/v1/b", 503)
-    own.observe_request("/v1/a", 20.0, {"sql": 20.0})
+    own.observe_request("/v1/a", 20.0, {"sql": 20.0, "wait": 0.0})
+    own.observe_request("/v1/a", 0.1, {"sql": 0.0, "seal": 0.1})
     own.count_sealed_failure()
     own.set_pool(1, 8)
     totals = own.read()
@@ -35,7 +36,8 @@ figures.set_pool(3, 8)
     sql = totals.stages()["sql"]
     assert sql.total_s == pytest.approx(20.002)
     counts = dict(sql.buckets())
-    assert (counts["0.001"], counts["0.0025"], counts["10.0"], counts["+Inf"]) == (0, 1, 1, 2)
+    assert (counts["0.001"], counts["0.0025"], counts["10.0"], counts["+Inf"]) == (1, 2, 2, 3)
+    assert own.n_searches() == 2
     assert set(totals.durations()) == {"/v1/a"}
 
 
