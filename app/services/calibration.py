@@ -95,11 +95,13 @@ class Calibrator:
         """Return the recall of searches for each of `calibrate.TOP_KS`, by probes and pool."""
         points = await self._measure_roughly(index, known, lambda share: advance(0.5 * share))
         targets = {top_k: profile.default_target(self._settings.target_recall, top_k) for top_k in calibrate.TOP_KS}
+        finely: dict[int, Points] = {}
         for top_k, target in targets.items():
             for n_probes in calibrate.about(points[top_k], target, index.n_lists):
-                measured = await self._measure_probes(index, known, n_probes, _N_QUERIES)
-                calibrate.replace(points, measured)
-                if calibrate.reaches(measured[top_k], target):
+                if n_probes not in finely:
+                    finely[n_probes] = await self._measure_probes(index, known, n_probes, _N_QUERIES)
+                    calibrate.replace(points, finely[n_probes])
+                if calibrate.reaches(finely[n_probes][top_k], target):
                     break
             advance(0.75)
         if not all(calibrate.reaches(points[top_k], target) for top_k, target in targets.items()):
