@@ -391,24 +391,46 @@ async def test_two_workers_never_train_one_index_at_once(
     await assert_clean(engine)
 
 
-async def test_trainings_beyond_the_limit_wait_in_the_queue(services: ServiceContext) -> None:
+def hold_builds(monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
+    """Make trainings wait before they build; the events tell that one does, and let them go on."""
+    reached, let_go, build = asyncio.Event(), asyncio.Event(), trainers.Trainer._build
+
+    async def held(self: trainers.Trainer, *arguments: Any, **named: Any) -> None:
+        reached.set()
+        await let_go.wait()
+        await build(self, *arguments, **named)
+
+    monkeypatch.setattr(trainers.Trainer, "_build", held)
+    return reached, let_go
+
+
+async def test_trainings_beyond_the_limit_wait_in_the_queue(
+    services: ServiceContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vectors = clustered(N, D, seed=1)
+    reached, let_go = hold_builds(monkeypatch)
     for name in ("one", "two"):
         await services.indexes.create(NewIndex(name=name, index_key=KEY))
         await services.vectors.upsert(IndexAccess(name, KEY, Caller()), items(vectors))
+    await asyncio.wait_for(reached.wait(), 20)
     await asyncio.sleep(0.5)
     status = await services.training.status(Caller())
     assert (status.running, status.queued) == (["one"], ["two"])
+    let_go.set()
     await settled(services)
     for name in ("one", "two"):
         assert (await services.indexes.describe(IndexAccess(name, KEY, Caller()))).is_trained
 
 
-async def test_an_index_can_be_deleted_while_it_is_trained(services: ServiceContext, engine: AsyncEngine) -> None:
+async def test_an_index_can_be_deleted_while_it_is_trained(
+    services: ServiceContext, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, let_go = hold_builds(monkeypatch)
     await filled(services, clustered(N, D, seed=1))
     training = asyncio.create_task(services.training.train(ACCESS, 16))
-    await asyncio.sleep(0.3)
+    await asyncio.wait_for(reached.wait(), 20)
     await services.indexes.delete(ACCESS)
+    let_go.set()
     failure = await training
     assert failure is not None
     assert "deleted" in failure
