@@ -26,6 +26,7 @@ _PICTURE = """
 
 _MOST_OF_PLAIN = {10: 1.0, 100: 1.3}
 _N_CLIENTS, _QUERIES_PER_S = 8, 400
+_TRAINING_S, _TRAINING_MB = 10, 1_500
 # Filters that tokens answer.
 _TOKENISED = {"50 %", "10 %", "1 %", "0.1 %", "1 item", "none", "two filters", "two filters, one rare"}
 
@@ -65,6 +66,16 @@ def goals(results: Results) -> Iterator[Goal]:
                 per_second >= wanted,
             )
             yield Goal(f"{_N_CLIENTS} clients: p99 over p50", "at most 8", f"{times:.1f}", times <= 8)
+    for row in results.get("training", {}).get("rows", []):
+        if row["p99_ms_during"] is None:
+            name = f"{row['training']}: training of {results['training']['n_items']:,} vectors"
+            yield Goal(name, "at most 10 s", f"{row['seconds']:.1f} s", row["seconds"] <= _TRAINING_S)
+        else:
+            times = row["p99_ms_during"] / row["p99_ms_before"]
+            yield Goal("p99 of queries during a training, over that before", "at most 3", f"{times:.2f}", times <= 3)
+        memory = row["peak_mb"]
+        name = f"memory of service and database in the training ({row['training']})"
+        yield Goal(name, "at most 1,500 MB", f"{memory:,.0f} MB", memory <= _TRAINING_MB)
     for row in results.get("filters_trained", {}).get("rows", []):
         if row["filter"] in _TOKENISED:
             name = f"p50 with a filter ({row['filter']}), over that without"
@@ -137,6 +148,25 @@ def _throughput(result: Results) -> str:
     ]
     text = f"{result['data']}, top 10, recall {result['recall']:.3f}. The clients take their share of the two cores."
     return _section("Throughput", text, ("clients", "queries/s", "p50 ms", "p99 ms"), rows)
+
+
+def _training(result: Results) -> str:
+    rows = [
+        (
+            row["training"],
+            f"{row['seconds']:.1f}",
+            f"{row['peak_mb']:,.0f}",
+            f"{row['p99_ms_before']:.1f}",
+            "" if row["p99_ms_during"] is None else f"{row['p99_ms_during']:.1f}",
+        )
+        for row in result["rows"]
+    ]
+    recalls = ", ".join(f"recall@{top_k} {recall:.3f}" for top_k, recall in result["recall"].items())
+    text = (
+        f"{result['data']}, {result['n_items']:,} items; afterwards {recalls}. While searches go on, a training leaves"
+        " them a processor and takes longer. Memory is the most that service and database had together."
+    )
+    return _section("Training", text, ("training", "s", "memory MB", "p99 before, ms", "p99 meanwhile, ms"), rows)
 
 
 def _growth(result: Results) -> str:
@@ -235,6 +265,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "latency": _latency,
     "target_recall": _targets,
     "throughput": _throughput,
+    "training": _training,
     "filters_trained": _filters,
     "growth": _growth,
     "stages": _stages,
