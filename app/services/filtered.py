@@ -37,7 +37,7 @@ _ROWS_AT_A_TIME = 20_000
 # Ranking so many items exactly costs little more than choosing among them by sketch.
 _MAX_EXACT = 1_000
 # Items of one kind, far from the query, are all about as far: where so few are left, more of them are opened
-# (docs/filters.md has the measurements).
+# (docs/decisions/0024 has the measurements).
 _FEW = 0.25
 _FEW_MULT = 3
 _MANY_MULT = 1.5

@@ -63,8 +63,11 @@ class TokenSearch:
             unfinished = []
             for position, one, new in zip(pending, found, ranked, strict=True):
                 winners[position] = new
+                if len(one.candidates.item_keys) < limit:
+                    # These are all.
+                    continue
                 bound = self._bound(queries[position], new)
-                if len(one.candidates.item_keys) >= limit and one.farthest < bound:
+                if one.farthest < bound:
                     unfinished.append((position, one, bound))
             self._look_further(queries, winners, [each for each in unfinished if each[1].further])
             pending = [position for position, one, _ in unfinished if not one.further]

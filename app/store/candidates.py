@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import psycopg
-from psycopg import errors as pg
 
 from app.domain import Candidates, Index
-from app.store import packing
+from app.store import packing, statements
 from app.store.engine import VarBit
-from app.store.indexes import StaleIndex
 from app.store.partitions import in_generation, sketch_expression
 from app.store.tables import partition_name
 
@@ -35,15 +33,9 @@ def nearest(
     Raises `StaleIndex` when `index` is no longer the row as it is now.
     """
     statement, parameters = _statement(index, sketches, pool)
-    try:
-        with raw.pipeline():
-            raw.execute(SCAN_SETTINGS, (str(n_probes),), prepare=True)
-            revision = raw.execute("SELECT revision FROM indexes WHERE id = %s", (index.id,), prepare=True)
-            found = raw.execute(statement, parameters, prepare=True)
-        if revision.fetchone() != (index.revision,):
-            raise StaleIndex
-    except pg.UndefinedTable as error:
-        raise StaleIndex from error
+    with statements.pipeline(raw, index):
+        raw.execute(SCAN_SETTINGS, (str(n_probes),), prepare=True)
+        found = raw.execute(statement, parameters, prepare=True)
     answer: list[list[Candidates]] = [[] for _ in sketches]
     for position, *packed in found:
         # Of no candidates the aggregates are NULL.
@@ -75,10 +67,7 @@ def explain(raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes
 
 def _statement(index: Index, sketches: Sequence[bytes], pool: int) -> tuple[str, tuple[Any, ...]]:
     bits = index.sketch_bits
-    n_together = packing.n_together(index.dimension)
-    part, group = (
-        (f", (row_number() OVER () - 1) / {n_together} AS part", "GROUP BY part") if pool > n_together else ("", "")
-    )
+    part, group = packing.in_parts(index.dimension, pool)
     statement = f"""
         SELECT {{}}{packing.CANDIDATES} FROM (
             SELECT item_key, sealed_id, sealed_vector{part} FROM (

@@ -67,7 +67,8 @@ def by_sketch(
     """
     where = f"index_id = %s AND {in_generation(index.generation)} AND {statements.clauses_met(clauses)}"
     statement = _ranked(index, where, "{}", reach.limit)
-    return _rows(raw, index, (SCAN_SETTINGS, (str(reach.n_probes),)), statement, (sketches, *clauses))
+    settings = (SCAN_SETTINGS, (str(reach.n_probes),))
+    return _rows(statements.found_for_each(raw, index, settings, statement, (sketches, *clauses)))
 
 
 def by_tokens(
@@ -77,7 +78,8 @@ def by_tokens(
 
     All that meet them are found in the GIN index, then sorted by sketch: good when they are few. Raises `StaleIndex`.
     """
-    return _rows(raw, index, (statements.GIN_SETTINGS, ()), _by_tokens(index, clauses, limit), (sketches, *clauses))
+    statement, settings = _by_tokens(index, clauses, limit), (statements.GIN_SETTINGS, ())
+    return _rows(statements.found_for_each(raw, index, settings, statement, (sketches, *clauses)))
 
 
 def among(
@@ -85,7 +87,8 @@ def among(
 ) -> list[list[Row]]:
     """Return for each sketch the nearest of the items in `item_keys`. Raises `StaleIndex`."""
     statement = _ranked(index, "index_id = %s AND item_key = ANY(%s)", "({}) + 0", limit)
-    return _rows(raw, index, (statements.GIN_SETTINGS, ()), statement, (sketches, list(item_keys)))
+    settings = (statements.GIN_SETTINGS, ())
+    return _rows(statements.found_for_each(raw, index, settings, statement, (sketches, list(item_keys))))
 
 
 def rows(raw: psycopg.Connection[Any], index: Index, clauses: Clauses) -> Iterator[list[Row]]:
@@ -118,13 +121,5 @@ def _ranked(index: Index, where: str, order: str, limit: int) -> str:
     return statements.for_each_sketch(statements.nearest(index, where, order, limit, _NARROW))
 
 
-def _rows(
-    raw: psycopg.Connection[Any],
-    index: Index,
-    settings: tuple[str, tuple[str, ...]],
-    statement: str,
-    parameters: tuple[Any, ...],
-) -> list[list[Row]]:
-    return [
-        [Row(*row) for row in rows] for rows in statements.found_for_each(raw, index, settings, statement, parameters)
-    ]
+def _rows(found: list[list[list[Any]]]) -> list[list[Row]]:
+    return [[Row(*row) for row in rows] for rows in found]

@@ -30,6 +30,12 @@ def n_together(dimension: int | None) -> int:
     return max(1, _VALUE_BYTES // (8 * (dimension or 1)))
 
 
+def in_parts(dimension: int | None, limit: int) -> tuple[str, str]:
+    """Return a column and a clause that make several rows of `limit` candidates where they are too much for one."""
+    most = n_together(dimension)
+    return ("", "") if limit <= most else (f", (row_number() OVER () - 1) / {most} AS part", "GROUP BY part")
+
+
 def unpacked(item_keys: bytes | None, *columns: bytes | None) -> Candidates:
     """Return the candidates of a row of `CANDIDATES` or `CANDIDATES_AND_METADATA`; of none, all is NULL."""
     lengths, values = columns[::2], columns[1::2]

@@ -1,4 +1,4 @@
-"""What statements on the items that a filter may match are made of, and how they are sent.
+"""What statements that look for candidates are made of, and how they are sent.
 
 A filter comes as clauses: an item can only match if it has, for each clause, one of its tokens.
 """

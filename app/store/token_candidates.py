@@ -156,7 +156,7 @@ def explain(
 def _by_sketch(index: Index, clauses: Clauses, reach: Reach) -> str:
     where = f"index_id = %s AND {in_generation(index.generation)} AND {statements.clauses_met(clauses)}"
     nearest = statements.nearest(index, where, "{}", reach.limit, f"{_WIDE}, {statements.distance(index)} AS distance")
-    part, group = _parts(index, reach.limit)
+    part, group = packing.in_parts(index.dimension, reach.limit)
     return statements.for_each_sketch(f"""
         SELECT {packing.CANDIDATES_AND_METADATA}, max(distance)::integer, NULL, NULL, NULL
         FROM (SELECT *{part} FROM ({nearest}) AS scanned) AS nearest {group}
@@ -168,7 +168,7 @@ def _by_tokens(index: Index, clauses: Clauses, reach: Reach) -> str:
     where = f"index_id IS NOT DISTINCT FROM %s AND {statements.clauses_met(clauses)}"
     columns = f"ctid AS place, item_key AS its_key, ({statements.distance(index)}) + 0 AS distance"
     nearest = statements.nearest(index, where, "({}) + 0", reach.limit + reach.n_further, columns)
-    part, group = _parts(index, reach.limit)
+    part, group = packing.in_parts(index.dimension, reach.limit)
     return statements.for_each_sketch(f"""
         WITH nearest AS MATERIALIZED ({nearest})
         SELECT candidates.*, further.* FROM (
@@ -184,14 +184,6 @@ def _by_tokens(index: Index, clauses: Clauses, reach: Reach) -> str:
 
 def _stored(index: Index) -> str:
     return f"SELECT {packing.CANDIDATES_AND_METADATA} FROM {partition_name(index.id)}"
-
-
-def _parts(index: Index, limit: int) -> tuple[str, str]:
-    """Return a column and a clause that make several rows of what is too much for one."""
-    n_together = packing.n_together(index.dimension)
-    if limit <= n_together:
-        return "", ""
-    return f", (row_number() OVER () - 1) / {n_together} AS part", "GROUP BY part"
 
 
 def _unpacked(parts: Sequence[Sequence[Any]]) -> Found:
