@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
-from itertools import accumulate
 from typing import Any, Self, TypeAlias, overload
 from uuid import UUID
 
@@ -21,18 +20,20 @@ MAX_DIMENSION = 65_535
 
 
 class Joined(Sequence[bytes]):
-    """Byte strings that lie one after the other in a larger one."""
+    """Byte strings that lie one after the other in a larger one; `lengths` (n,) are theirs."""
 
-    __slots__ = ("_ends", "joined", "width")
+    __slots__ = ("_ends", "_lengths", "joined", "width")
 
-    def __init__(self, joined: bytes, lengths: Sequence[int]) -> None:
+    def __init__(self, joined: bytes, lengths: NDArray[np.integer]) -> None:
         self.joined = joined
+        self._lengths = lengths
         # That of all, if they have the same.
-        self.width = lengths[0] if len(set(lengths)) == 1 else None
-        self._ends = list(accumulate(lengths, initial=0))
+        self.width = int(lengths[0]) if len(lengths) and (lengths == lengths[0]).all() else None
+        # Only those who ask for single ones need to know where each ends.
+        self._ends: list[int] | None = None
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self._lengths)
 
     @overload
     def __getitem__(self, place: int) -> bytes: ...
@@ -42,6 +43,8 @@ class Joined(Sequence[bytes]):
         if isinstance(place, slice):
             return [self[each] for each in range(*place.indices(len(self)))]
         place = range(len(self))[place]
+        if self._ends is None:
+            self._ends = [0, *np.cumsum(self._lengths).tolist()]
         return self.joined[self._ends[place] : self._ends[place + 1]]
 
 

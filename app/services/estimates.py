@@ -4,7 +4,6 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-import psycopg
 from cachetools import TTLCache
 
 from app import store
@@ -12,6 +11,7 @@ from app.domain import Index
 from app.services.plan import Scan
 from app.store.engine import Tokens
 from app.store.filtered import Estimate
+from app.store.round_trip import ScanConnection
 
 # What it costs to look at an item, in terms of one that was found by its tokens and sorted (measured with 60,000 items
 # of 384 dimensions): scanning its sketch in the ivfflat index, and fetching its row from there. Then its tokens are
@@ -32,7 +32,7 @@ class Estimates:
         self._lock = threading.Lock()
         self._known: TTLCache[Any, Estimate] = TTLCache(_MAX_ESTIMATES, _ESTIMATE_TTL_S)
 
-    def get(self, raw: psycopg.Connection[Any], index: Index, clauses: Sequence[Tokens]) -> Estimate:
+    def get(self, raw: ScanConnection, index: Index, clauses: Sequence[Tokens]) -> Estimate:
         """Return the estimate for `clauses` on `index`, made now if there is none. Raises `StaleIndex`."""
         name = (index.id, tuple(clauses))
         with self._lock:

@@ -13,9 +13,7 @@ Where tokens tell all there is to know, what has them is ranked first, and only 
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
-import psycopg
 import sqlalchemy as sa
 
 from app import errors, filters, store
@@ -30,6 +28,7 @@ from app.services.token_sets import TokenSets
 from app.stages import stage, timed
 from app.store.engine import Tokens, scan_driver
 from app.store.filtered import Estimate, Row
+from app.store.round_trip import ScanConnection
 from app.store.statements import Reach
 
 # Rows in work at a time; more queries of a batch go to the database in parts.
@@ -123,7 +122,7 @@ class FilteredSearch:
         return _FEW_MULT * least if estimate.share < _FEW else int(_MANY_MULT * least)
 
     def _nearest(
-        self, raw: psycopg.Connection[Any], sketches: Sequence[bytes], scan: Scan, estimate: Estimate
+        self, raw: ScanConnection, sketches: Sequence[bytes], scan: Scan, estimate: Estimate
     ) -> list[list[bytes]]:
         """Return for each sketch the keys of the items nearest by sketch that match: at least `scan.pool`, or all."""
         pool = self._pool(scan, estimate)
@@ -162,7 +161,7 @@ class FilteredSearch:
 
     def _look(
         self,
-        raw: psycopg.Connection[Any],
+        raw: ScanConnection,
         sketches: Sequence[bytes],
         scan: Scan,
         estimate: Estimate,
@@ -175,7 +174,7 @@ class FilteredSearch:
         n_probes = scan.n_probes if scan.is_n_probes_given else min(index.n_lists, _PROBES_MULT * scan.n_probes)
         return store.filtered.by_sketch(raw, index, sketches, self._clauses, Reach(limit, n_probes))
 
-    def _all_matches(self, raw: psycopg.Connection[Any]) -> list[bytes]:
+    def _all_matches(self, raw: ScanConnection) -> list[bytes]:
         return [
             item_key
             for rows in store.filtered.rows(raw, self._opened.index, self._clauses)
@@ -183,7 +182,7 @@ class FilteredSearch:
         ]
 
     def _among(
-        self, raw: psycopg.Connection[Any], sketches: Sequence[bytes], item_keys: list[bytes], pool: int
+        self, raw: ScanConnection, sketches: Sequence[bytes], item_keys: list[bytes], pool: int
     ) -> list[list[bytes]]:
         """Return for each sketch the `pool` nearest of `item_keys`, or all when these are few."""
         if len(item_keys) <= max(pool, _MAX_EXACT):
@@ -215,7 +214,7 @@ class FilteredSearch:
         return self._is_match(open_metadata(self._opened, item_key, sealed_metadata))
 
     def _ranked(
-        self, raw: psycopg.Connection[Any], queries: Matrix, item_keys: list[list[bytes]], top_k: int
+        self, raw: ScanConnection, queries: Matrix, item_keys: list[list[bytes]], top_k: int
     ) -> list[list[Winner]]:
         """Return for each query the best `top_k` of its items by exact distance."""
         different = list(dict.fromkeys(key for keys in item_keys for key in keys))

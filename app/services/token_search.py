@@ -7,10 +7,8 @@ how far away the sketches of other items may be that are as near; as long as nea
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import psycopg
 
 from app import store
 from app.crypto import sketch
@@ -22,6 +20,7 @@ from app.services.search import Winner, best
 from app.services.token_sets import TokenSet, TokenSets
 from app.store.engine import Tokens
 from app.store.filtered import Estimate
+from app.store.round_trip import ScanConnection
 from app.store.statements import Reach
 from app.store.token_candidates import Found, Outdated
 
@@ -43,7 +42,7 @@ def pool(scan: Scan) -> int:
 class TokenSearch:
     """Finds for queries the nearest items that have the tokens of `clauses`. It blocks, and belongs to one thread."""
 
-    raw: psycopg.Connection[Any]
+    raw: ScanConnection
     opened: OpenIndex
     encoder: sketch.Encoder
     clauses: Sequence[Tokens]

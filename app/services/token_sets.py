@@ -8,11 +8,10 @@ changed: the number of changes is read again by the statement that reads the can
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 from uuid import UUID
 
 import numpy as np
-import psycopg
 from cachetools import TTLCache
 
 from app import store
@@ -20,6 +19,7 @@ from app.domain import Index
 from app.store.engine import Tokens
 from app.store.filtered import Estimate
 from app.store.packing import ITEM_KEY_BYTES, PLACE_BYTES
+from app.store.round_trip import ScanConnection
 from app.store.token_candidates import Everything, Further
 
 # Where more items have the tokens, the ivfflat index leads to enough of them soon enough.
@@ -75,9 +75,7 @@ class TokenSets:
         # When a set may be made of what was asked for before.
         self._not_before: TTLCache[_Name, float] = TTLCache(_MAX_ASKED, _TTL_S)
 
-    def get(
-        self, raw: psycopg.Connection[Any], index: Index, clauses: Sequence[Tokens], estimate: Estimate
-    ) -> TokenSet | None:
+    def get(self, raw: ScanConnection, index: Index, clauses: Sequence[Tokens], estimate: Estimate) -> TokenSet | None:
         """Return the set for `clauses`, made now if they were asked for before and few items have them.
 
         Raises `StaleIndex`.

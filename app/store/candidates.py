@@ -6,24 +6,24 @@ These functions block: a search runs in a thread, on a connection of `engine.cre
 from collections.abc import Sequence
 from typing import Any
 
-import psycopg
-
 from app.domain import Candidates, Index
 from app.store import packing, statements
-from app.store.engine import VarBit
+from app.store.engine import ItemKeys, VarBit
 from app.store.partitions import in_generation, sketch_expression
+from app.store.round_trip import RoundTrip, ScanConnection
 from app.store.tables import partition_name
 
 # SET takes no parameters; with is_local the settings end with the transaction. Forbidden to sort, the planner
-# uses the ivfflat index whatever its statistics say, for no other path has this order.
+# uses the ivfflat index whatever its statistics say, for no other path has this order. So it need not plan each time.
 SCAN_SETTINGS = (
     "SELECT set_config('ivfflat.probes', %s, true), set_config('enable_sort', 'off', true),"
-    " set_config('ivfflat.iterative_scan', 'relaxed_order', true)"
+    " set_config('ivfflat.iterative_scan', 'relaxed_order', true),"
+    " set_config('plan_cache_mode', 'force_generic_plan', true)"
 )
 
 
 def nearest(
-    raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes], *, pool: int, n_probes: int
+    raw: ScanConnection, index: Index, sketches: Sequence[bytes], *, pool: int, n_probes: int
 ) -> list[Candidates]:
     """Return for each sketch (m bits) the `pool` items whose sketches differ from it in the fewest bits.
 
@@ -33,36 +33,35 @@ def nearest(
     Raises `StaleIndex` when `index` is no longer the row as it is now.
     """
     statement, parameters = _statement(index, sketches, pool)
-    with statements.pipeline(raw, index):
-        raw.execute(SCAN_SETTINGS, (str(n_probes),), prepare=True)
-        found = raw.execute(statement, parameters, prepare=True)
+    with statements.round_trip(raw, index) as trip:
+        trip.execute(SCAN_SETTINGS, (str(n_probes),))
+        found = trip.execute(statement, parameters)
     answer: list[list[Candidates]] = [[] for _ in sketches]
-    for position, *packed in found:
+    for position, *packed in found.rows:
         # Of no candidates the aggregates are NULL.
         if packed[0] is not None:
             answer[position - 1].append(packing.unpacked(*packed))
     return [packing.together(parts) for parts in answer]
 
 
-def metadata(
-    raw: psycopg.Connection[Any], index: Index, item_keys: Sequence[bytes]
-) -> list[tuple[bytes, bytes | None]]:
+def metadata(raw: ScanConnection, index: Index, item_keys: Sequence[bytes]) -> Sequence[tuple[bytes, bytes | None]]:
     """Return item key and sealed metadata of the stored items among `item_keys`."""
-    cursor = raw.execute(
-        f"SELECT item_key, sealed_metadata FROM {partition_name(index.id)} WHERE index_id = %s AND item_key = ANY(%s)",
-        (index.id, list(item_keys)),
-        prepare=True,
-    )
-    return cursor.fetchall()
+    with RoundTrip(raw) as trip:
+        found = trip.execute(
+            f"SELECT item_key, sealed_metadata FROM {partition_name(index.id)}"
+            " WHERE index_id = %s AND item_key = ANY(%s)",
+            (index.id, ItemKeys(item_keys)),
+        )
+    return found.rows
 
 
-def explain(raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes], *, pool: int) -> str:
+def explain(raw: ScanConnection, index: Index, sketches: Sequence[bytes], *, pool: int) -> str:
     """Return PostgreSQL's plan for `nearest`."""
     statement, parameters = _statement(index, sketches, pool)
-    with raw.pipeline():
-        raw.execute(SCAN_SETTINGS, ("1",))
-        plan = raw.execute(f"EXPLAIN {statement}", parameters)
-    return "\n".join(row[0] for row in plan)
+    with RoundTrip(raw) as trip:
+        trip.execute(SCAN_SETTINGS, ("1",))
+        plan = trip.execute(f"EXPLAIN {statement}", parameters)
+    return "\n".join(row[0] for row in plan.rows)
 
 
 def _statement(index: Index, sketches: Sequence[bytes], pool: int) -> tuple[str, tuple[Any, ...]]:

@@ -24,6 +24,7 @@ from app.settings import Settings
 from app.stages import stage
 from app.store import schema
 from app.store.dsn import database_url, first_line
+from app.store.round_trip import ScanConnection
 
 _BIT_OID = 1560
 _VARBIT_OID = 1562
@@ -197,12 +198,13 @@ def create_scan_engine(settings: Settings, dsn: str) -> sa.Engine:
         use_native_hstore=False,
         connect_args={**_connect_args(settings, dsn), "cursor_factory": _BinaryScanCursor},
     )
+    sa.event.listen(engine, "do_connect", _scan_connection)
     _listen(engine, settings)
     return engine
 
 
 @contextmanager
-def scan_driver(engine: sa.Engine) -> Iterator[psycopg.Connection[Any]]:
+def scan_driver(engine: sa.Engine) -> Iterator[ScanConnection]:
     """Lend a connection of `create_scan_engine`; failures are translated as the engine's."""
     try:
         proxy = engine.raw_connection()
@@ -210,7 +212,7 @@ def scan_driver(engine: sa.Engine) -> Iterator[psycopg.Connection[Any]]:
         # The driver's own: nobody translates what happens on the way to a raw connection.
         raise errors.Unavailable(_SILENCE) from error
     raw = proxy.driver_connection
-    assert isinstance(raw, psycopg.Connection)  # noqa: S101 - the engine is made for this driver
+    assert isinstance(raw, ScanConnection)  # noqa: S101 - the engine is made for this driver
     try:
         yield raw
     except psycopg.Error as error:
@@ -221,6 +223,10 @@ def scan_driver(engine: sa.Engine) -> Iterator[psycopg.Connection[Any]]:
         raise
     finally:
         proxy.close()
+
+
+def _scan_connection(_dialect: Any, _record: Any, arguments: Any, options: Any) -> ScanConnection:
+    return ScanConnection.connect(*arguments, **options)
 
 
 def _listen(engine: sa.Engine, settings: Settings) -> None:

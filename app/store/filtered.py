@@ -7,14 +7,15 @@ metadata of whatever is found here. Like those of `candidates`, these functions 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import psycopg
 from psycopg import errors as pg
 
 from app.domain import Index
 from app.store import statements
 from app.store.candidates import SCAN_SETTINGS
+from app.store.engine import ItemKeys
 from app.store.indexes import StaleIndex
 from app.store.partitions import in_generation
+from app.store.round_trip import ScanConnection
 from app.store.statements import Clauses, Reach
 from app.store.tables import partition_name
 
@@ -41,24 +42,24 @@ class Estimate(NamedTuple):
     share: float
 
 
-def estimate(raw: psycopg.Connection[Any], index: Index, clauses: Clauses) -> Estimate:
+def estimate(raw: ScanConnection, index: Index, clauses: Clauses) -> Estimate:
     """Return how many items may match. Raises `StaleIndex` when `index` is no longer the row as it is now."""
     name = partition_name(index.id)
     n_pages = max(10, _SAMPLE_PAGES * _SAMPLE_TOKENS // max(_SAMPLE_TOKENS, sum(map(len, clauses))))
     percent = f"least(100, 100 * {n_pages} * 8192.0 / greatest(1, pg_relation_size('{name}')))"
     condition = statements.clauses_met(clauses)
     sample = f"SELECT count(*), count(*) FILTER (WHERE {condition}) FROM {name} TABLESAMPLE SYSTEM ({percent})"
-    with statements.pipeline(raw, index):
+    with statements.round_trip(raw, index) as trip:
         count = "SELECT coalesce(sum(n_items), 0)::bigint FROM item_counts WHERE index_id = %s"
-        counted = raw.execute(count, (index.id,), prepare=True)
-        sampled = raw.execute(sample, tuple(clauses), prepare=True)
-    n_items = statements.first(counted)[0]
-    n_seen, n_met = statements.first(sampled)
+        counted = trip.execute(count, (index.id,))
+        sampled = trip.execute(sample, tuple(clauses))
+    n_items = counted.one()[0]
+    n_seen, n_met = sampled.one()
     return Estimate(n_items, n_met / max(1, n_seen))
 
 
 def by_sketch(
-    raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes], clauses: Clauses, reach: Reach
+    raw: ScanConnection, index: Index, sketches: Sequence[bytes], clauses: Clauses, reach: Reach
 ) -> list[list[Row]]:
     """Return for each sketch the nearest items that meet the clauses, by way of the ivfflat index.
 
@@ -72,7 +73,7 @@ def by_sketch(
 
 
 def by_tokens(
-    raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes], clauses: Clauses, *, limit: int
+    raw: ScanConnection, index: Index, sketches: Sequence[bytes], clauses: Clauses, *, limit: int
 ) -> list[list[Row]]:
     """Return for each sketch the nearest items that meet the clauses, of which there is at least one.
 
@@ -83,15 +84,15 @@ def by_tokens(
 
 
 def among(
-    raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes], item_keys: Sequence[bytes], *, limit: int
+    raw: ScanConnection, index: Index, sketches: Sequence[bytes], item_keys: Sequence[bytes], *, limit: int
 ) -> list[list[Row]]:
     """Return for each sketch the nearest of the items in `item_keys`. Raises `StaleIndex`."""
     statement = _ranked(index, "index_id = %s AND item_key = ANY(%s)", "({}) + 0", limit)
     settings = (statements.GIN_SETTINGS, ())
-    return _rows(statements.found_for_each(raw, index, settings, statement, (sketches, list(item_keys))))
+    return _rows(statements.found_for_each(raw, index, settings, statement, (sketches, ItemKeys(item_keys))))
 
 
-def rows(raw: psycopg.Connection[Any], index: Index, clauses: Clauses) -> Iterator[list[Row]]:
+def rows(raw: ScanConnection, index: Index, clauses: Clauses) -> Iterator[list[Row]]:
     """Yield all items that meet the clauses, some thousands at a time, as of one moment. Raises `StaleIndex`."""
     statement = (
         f"SELECT item_key, sealed_metadata FROM {partition_name(index.id)}"
@@ -99,7 +100,7 @@ def rows(raw: psycopg.Connection[Any], index: Index, clauses: Clauses) -> Iterat
     )
     try:
         with raw.transaction():
-            statements.check_revision(raw.execute(statements.REVISION, (index.id,)), index)
+            statements.check_revision(raw.execute(statements.REVISION, (index.id,)).fetchall(), index)
             if clauses:
                 raw.execute(statements.GIN_SETTINGS)
             with raw.cursor("filtered") as cursor:

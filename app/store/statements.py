@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
-import psycopg
 from psycopg import errors as pg
 
 from app.domain import Index
 from app.store.engine import Tokens, VarBit
 from app.store.indexes import StaleIndex
 from app.store.partitions import sketch_expression
+from app.store.round_trip import RoundTrip, ScanConnection
 from app.store.tables import partition_name
 
 Clauses: TypeAlias = Sequence[Tokens]
@@ -63,7 +63,7 @@ def for_each_sketch(nearest: str) -> str:
 
 
 def found_for_each(
-    raw: psycopg.Connection[Any],
+    raw: ScanConnection,
     index: Index,
     settings: tuple[str, tuple[str, ...]],
     statement: str,
@@ -71,35 +71,28 @@ def found_for_each(
 ) -> list[list[list[Any]]]:
     """Return what a statement finds for each sketch; these are the first of the parameters. Raises `StaleIndex`."""
     sketches, *others = parameters
-    with pipeline(raw, index):
-        raw.execute(*settings, prepare=True)
-        found = raw.execute(statement, ([VarBit(sketch) for sketch in sketches], index.id, *others), prepare=True)
+    with round_trip(raw, index) as trip:
+        trip.execute(*settings)
+        found = trip.execute(statement, ([VarBit(sketch) for sketch in sketches], index.id, *others))
     answer: list[list[list[Any]]] = [[] for _ in sketches]
-    for position, *row in found:
+    for position, *row in found.rows:
         answer[position - 1].append(row)
     return answer
 
 
 @contextmanager
-def pipeline(raw: psycopg.Connection[Any], index: Index) -> Iterator[None]:
+def round_trip(raw: ScanConnection, index: Index) -> Iterator[RoundTrip]:
     """Send the statements of the block in one round trip, and raise `StaleIndex` when `index` is out of date."""
     try:
-        with raw.pipeline():
-            revision = raw.execute(REVISION, (index.id,), prepare=True)
-            yield
-        check_revision(revision, index)
+        with RoundTrip(raw) as trip:
+            revision = trip.execute(REVISION, (index.id,))
+            yield trip
     except pg.UndefinedTable as error:
         raise StaleIndex from error
+    check_revision(revision.rows, index)
 
 
-def check_revision(revision: psycopg.Cursor[Any], index: Index) -> None:
-    """Raise `StaleIndex` unless the answer to `REVISION` is that of `index`."""
-    if revision.fetchone() != (index.revision,):
+def check_revision(rows: Sequence[tuple[Any, ...]], index: Index) -> None:
+    """Raise `StaleIndex` unless `rows`, the answer to `REVISION`, are that of `index`."""
+    if list(rows) != [(index.revision,)]:
         raise StaleIndex
-
-
-def first(cursor: psycopg.Cursor[Any]) -> tuple[Any, ...]:
-    """Return the row of a statement that always has one."""
-    row: tuple[Any, ...] | None = cursor.fetchone()
-    assert row is not None  # noqa: S101 - an aggregate without GROUP BY always has one row
-    return row

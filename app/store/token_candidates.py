@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import psycopg
 from numpy.typing import NDArray
 
 from app.domain import Candidates, Index
@@ -15,6 +14,7 @@ from app.store import packing, statements
 from app.store.candidates import SCAN_SETTINGS
 from app.store.engine import ItemKeys, Places, VarBit
 from app.store.partitions import in_generation, sketch_expression
+from app.store.round_trip import RoundTrip, ScanConnection
 from app.store.statements import Clauses, Reach
 from app.store.tables import partition_name
 
@@ -57,7 +57,7 @@ class Everything(NamedTuple):
 
 
 def by_sketch(
-    raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes], clauses: Clauses, reach: Reach
+    raw: ScanConnection, index: Index, sketches: Sequence[bytes], clauses: Clauses, reach: Reach
 ) -> list[Found]:
     """Return for each sketch the nearest items that meet the clauses, by way of the ivfflat index, and none further.
 
@@ -72,7 +72,7 @@ def by_sketch(
 
 
 def by_tokens(
-    raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes], clauses: Clauses, reach: Reach
+    raw: ScanConnection, index: Index, sketches: Sequence[bytes], clauses: Clauses, reach: Reach
 ) -> list[Found]:
     """Return for each sketch the nearest items that meet the clauses, in no order, and `reach.n_further` others.
 
@@ -83,18 +83,18 @@ def by_tokens(
     return [_unpacked(parts) for parts in rows]
 
 
-def by_keys(raw: psycopg.Connection[Any], index: Index, item_keys: Sequence[bytes]) -> Candidates:
+def by_keys(raw: ScanConnection, index: Index, item_keys: Sequence[bytes]) -> Candidates:
     """Return the stored items among `item_keys`, in no order, with their metadata. Raises `StaleIndex`."""
     n_together = packing.n_together(index.dimension)
     parts = [ItemKeys(item_keys[start : start + n_together]) for start in range(0, max(1, len(item_keys)), n_together)]
     statement = f"{_stored(index)} WHERE index_id = %s AND item_key = ANY(%s)"
-    with statements.pipeline(raw, index):
-        found = [raw.execute(statement, (index.id, part), prepare=True) for part in parts]
-    return packing.together([packing.unpacked(*statements.first(part)) for part in found])
+    with statements.round_trip(raw, index) as trip:
+        found = [trip.execute(statement, (index.id, part)) for part in parts]
+    return packing.together([packing.unpacked(*part.one()) for part in found])
 
 
 def at_places(
-    raw: psycopg.Connection[Any], index: Index, wanted: Sequence[Sequence[Further]], n_changes: int | None = None
+    raw: ScanConnection, index: Index, wanted: Sequence[Sequence[Further]], n_changes: int | None = None
 ) -> list[Candidates]:
     """Return each of the items `wanted`, in no order, with their metadata.
 
@@ -103,22 +103,20 @@ def at_places(
     """
     statement = f"{_stored(index)} WHERE ctid = ANY(%s)"
     most = packing.n_together(index.dimension)
-    with statements.pipeline(raw, index):
-        changes = raw.execute(_N_CHANGES, (index.id,), prepare=True)
-        found = [
-            raw.execute(statement, (Places(item.place for item in items[:most]),), prepare=True) for items in wanted
-        ]
-    if n_changes not in {None, statements.first(changes)[0]}:
+    with statements.round_trip(raw, index) as trip:
+        changes = trip.execute(_N_CHANGES, (index.id,))
+        found = [trip.execute(statement, (Places(item.place for item in items[:most]),)) for items in wanted]
+    if n_changes not in {None, changes.one()[0]}:
         raise Outdated
     answer = []
-    for cursor, items in zip(found, wanted, strict=True):
-        candidates, item_keys = packing.unpacked(*statements.first(cursor)), [item.item_key for item in items]
+    for part, items in zip(found, wanted, strict=True):
+        candidates, item_keys = packing.unpacked(*part.one()), [item.item_key for item in items]
         is_all = set(candidates.item_keys) == set(item_keys)
         answer.append(candidates if is_all else by_keys(raw, index, item_keys))
     return answer
 
 
-def everything(raw: psycopg.Connection[Any], index: Index, clauses: Clauses, *, most: int) -> Everything | None:
+def everything(raw: ScanConnection, index: Index, clauses: Clauses, *, most: int) -> Everything | None:
     """Return all items that meet the clauses. None when they are more than `most`, or none. Raises `StaleIndex`."""
     sketch = sketch_expression(index.encoder_version, index.sketch_bits or 0)
     statement = f"""
@@ -128,29 +126,29 @@ def everything(raw: psycopg.Connection[Any], index: Index, clauses: Clauses, *, 
             LIMIT {most + 1:d}
         ) AS met
         """
-    with statements.pipeline(raw, index):
-        raw.execute(statements.GIN_SETTINGS, prepare=True)
+    with statements.round_trip(raw, index) as trip:
+        trip.execute(statements.GIN_SETTINGS)
         # Before the items: a change in between makes the number outdated, never the items.
-        changes = raw.execute(_N_CHANGES, (index.id,), prepare=True)
-        found = raw.execute(statement, (index.id, *clauses), prepare=True)
-    item_keys, places, sketches, n_items = statements.first(found)
+        changes = trip.execute(_N_CHANGES, (index.id,))
+        found = trip.execute(statement, (index.id, *clauses))
+    item_keys, places, sketches, n_items = found.one()
     if not 0 < n_items <= most:
         return None
     bits = np.frombuffer(sketches, np.uint8).reshape(n_items, -1)[:, _BIT_HEADER_BYTES:]
-    return Everything(statements.first(changes)[0], item_keys, places, bits)
+    return Everything(changes.one()[0], item_keys, places, bits)
 
 
 def explain(
-    raw: psycopg.Connection[Any], index: Index, sketches: Sequence[bytes], clauses: Clauses, *, uses_tokens: bool
+    raw: ScanConnection, index: Index, sketches: Sequence[bytes], clauses: Clauses, *, uses_tokens: bool
 ) -> str:
     """Return PostgreSQL's plan for `by_tokens` or `by_sketch`."""
     reach = Reach(10, n_further=100)
     statement = (_by_tokens if uses_tokens else _by_sketch)(index, clauses, reach)
-    with raw.pipeline():
-        raw.execute(*(statements.GIN_SETTINGS, ()) if uses_tokens else (SCAN_SETTINGS, ("1",)))
+    with RoundTrip(raw) as trip:
+        trip.execute(*(statements.GIN_SETTINGS, ()) if uses_tokens else (SCAN_SETTINGS, ("1",)))
         values = ([VarBit(sketch) for sketch in sketches], index.id, *clauses)
-        plan = raw.execute(f"EXPLAIN {statement}", values)
-    return "\n".join(row[0] for row in plan)
+        plan = trip.execute(f"EXPLAIN {statement}", values)
+    return "\n".join(row[0] for row in plan.rows)
 
 
 def _by_sketch(index: Index, clauses: Clauses, reach: Reach) -> str:
