@@ -4,4 +4,6 @@ import sys
 
 from app.cli import main
 
-sys.exit(main())
+# A worker imports this module, too, under another name.
+if __name__ == "__main__":
+    sys.exit(main())

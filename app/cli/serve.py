@@ -19,15 +19,11 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import NoReturn
 
-from granian.constants import Interfaces, Loops
-from granian.http import HTTP1Settings
-from granian.log import LogLevels
-from granian.server.mp import MPServer
 from litestar import Litestar
 from threadpoolctl import threadpool_limits
 
 from app.api.telemetry import check_tracing
-from app.cli import memory
+from app.cli import memory, server
 from app.configuration import Configuration
 from app.errors import ConfigurationError
 from app.main import create_app_from_env
@@ -36,8 +32,6 @@ from app.store import schema
 from app.store.embedded import EmbeddedPostgres
 from app.store.engine import check_database, create_engine
 
-_GRACE_S = 30
-_BACKLOG = 1024
 _PORT_PATIENCE_S = 5.0
 _PARENT_CHECK_INTERVAL_S = 1.0
 # Connections beside the workers' pools: trainings, migrations, and whoever looks at the database with psql.
@@ -54,13 +48,12 @@ def serve(configuration: Configuration) -> None:
     check_tracing(settings)
     _check_exposure(settings)
     _check_models_dir(settings)
-    _check_port(settings)
     # Until the server takes over, a signal must unwind the stack, so that the database is stopped.
     signal.signal(signal.SIGTERM, _interrupt)
-    with _figures_directory(settings) as directory, _database(settings) as (dsn, kind):
+    with _listener(settings) as listener, _figures_directory(settings) as directory, _database(settings) as (dsn, kind):
         os.environ.update({**configuration.environment, "DATABASE_URL": dsn, "SEALDEX_METRICS_DIR": directory})
         print(_start_line(settings, kind), flush=True)
-        _server(settings).serve()
+        server.run("app.cli.serve:create_worker_app", listener, settings, _n_workers(settings))
 
 
 def migrate(settings: Settings) -> str:
@@ -124,23 +117,25 @@ def _no_password() -> NoReturn:
     raise ValueError("the key is encrypted")
 
 
-def _check_port(settings: Settings) -> None:
-    """Refuse a port that is in use: the kernel would share the requests out between the two services."""
-    patience_ends = time.monotonic() + _PORT_PATIENCE_S
+def _listener(settings: Settings) -> socket.socket:
+    """Return the socket that the workers will listen on; until they do, clients are refused."""
     family, address = _resolve(settings)
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    patience_ends = time.monotonic() + _PORT_PATIENCE_S
     while True:
         try:
-            with socket.socket(family) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((address, settings.port))
-                return
+            listener.bind((address, settings.port))
         except OSError as error:
             # The workers of a service that was killed take a moment to notice.
             if time.monotonic() > patience_ends:
+                listener.close()
                 raise ConfigurationError(
                     f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}"
                 ) from error
             time.sleep(0.2)
+        else:
+            return listener
 
 
 @contextlib.contextmanager
@@ -183,31 +178,6 @@ async def _check(settings: Settings, dsn: str) -> None:
         await check_database(engine)
     finally:
         await engine.dispose()
-
-
-def _server(settings: Settings) -> MPServer:
-    try:
-        return MPServer(
-            "app.cli.serve:create_worker_app",
-            factory=True,
-            interface=Interfaces.ASGI,
-            loop=Loops.uvloop,
-            address=_resolve(settings)[1],
-            port=settings.port,
-            workers=_n_workers(settings),
-            # Counts open connections, idle ones too. The application counts requests and answers 503 itself.
-            backlog=_BACKLOG,
-            backpressure=max(_BACKLOG, 4 * settings.max_requests_in_work),
-            websockets=False,
-            respawn_failed_workers=True,
-            workers_kill_timeout=_GRACE_S,
-            http1_settings=HTTP1Settings(header_read_timeout=round(1_000 * settings.receive_timeout_s)),
-            log_level=LogLevels.warning,
-            ssl_cert=settings.ssl_cert_path,
-            ssl_key=settings.ssl_key_path,
-        )
-    except OSError as error:
-        raise ConfigurationError(f"The TLS certificate or its key cannot be read: {error}") from error
 
 
 def _start_line(settings: Settings, database: str) -> str:

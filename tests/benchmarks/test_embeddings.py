@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.service.conftest import Service, new_service
+from tests.service.conftest import Service, new_service, workers_of
 
 GLOSSES = Path(__file__).parents[1] / "embeddings" / "glosses.jsonl"
 INDEX: dict[str, Any] = {"index_name": "bench", "index_key": bytes(range(32)).hex()}
@@ -44,9 +44,7 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def rss_mb(service: Service) -> list[int]:
     """Resident memory of each worker, largest last."""
     assert service.process is not None
-    children = psutil.Process(service.process.pid).children()
-    workers = [child for child in children if "postgres" not in child.name()]
-    return sorted(round(worker.memory_info().rss / 2**20) for worker in workers)
+    return sorted(round(worker.memory_info().rss / 2**20) for worker in workers_of(service.process.pid))
 
 
 def cpu_s(service: Service) -> float:

@@ -30,7 +30,7 @@ import psutil
 from app.store.embedded import _bin_dir
 from tests.crash import checks
 from tests.crash.client import Broken, Client
-from tests.service.conftest import Service, new_service
+from tests.service.conftest import Service, new_service, workers_of
 
 FAULTS = ("worker", "supervisor", "all processes", "database, immediate stop", "postmaster")
 _N_CLIENTS = 3
@@ -134,9 +134,8 @@ class Run:
     def _commit(self, fault: str, rng: random.Random) -> None:
         supervisor = self._supervisor()
         if fault == "worker":
-            workers = [child for child in supervisor.children() if child.name() != "postgres"]
             with contextlib.suppress(psutil.NoSuchProcess):
-                rng.choice(workers).kill()
+                rng.choice(workers_of(supervisor.pid)).kill()
         elif fault == "supervisor":
             supervisor.kill()
         elif fault == "all processes":

@@ -65,12 +65,23 @@ def dribble(client: socket.socket, data: bytes) -> tuple[bytes, float]:
     sender = threading.Thread(target=send)
     sender.start()
     try:
-        return client.recv(65_536), time.monotonic() - start
+        return answer_to(client), time.monotonic() - start
     except ConnectionResetError:
         return b"", time.monotonic() - start
     finally:
         stop.set()
         sender.join()
+
+
+def answer_to(client: socket.socket) -> bytes:
+    """Return an answer, whose head and body may come one after the other."""
+    answer = b""
+    while more := client.recv(65_536):
+        answer += more
+        head, _, body = answer.partition(b"\r\n\r\n")
+        if body.endswith(b"}") or b"content-length: 0" in head:
+            break
+    return answer
 
 
 def assert_unharmed(service: Service) -> None:
@@ -211,3 +222,37 @@ def test_a_client_that_does_not_read_its_answer_keeps_nobody_waiting(service: Se
     assert_unharmed(service)
     for client in idle:
         client.close()
+
+
+def test_an_endless_head_is_refused(service: Service) -> None:
+    head, _ = request("vectors/upsert", items=ITEMS)
+    with connected(service) as client:
+        client.sendall(head[:-4] + b"\r\nX-More: " + b"x" * 60_000)
+        with suppress(OSError):
+            for _ in range(20):
+                client.sendall(b"x" * 60_000)
+        assert answer_to(client).startswith(b"HTTP/1.1 431 ")
+    assert_unharmed(service)
+
+
+def test_requests_in_pieces_and_several_at_once_are_answered_in_turn(service: Service) -> None:
+    head, body = request("vectors/num_vectors")
+    with connected(service) as client:
+        for piece in (head[:30], head[30:] + body[:5], body[5:] + head + body + head, body):
+            client.sendall(piece)
+            time.sleep(0.05)
+        answers = b""
+        while answers.count(b'{"result":2000}') < 3:
+            more = client.recv(65_536)
+            assert more, answers
+            answers += more
+    assert answers.count(b"HTTP/1.1 200 ") == 3
+
+
+def test_a_connection_is_kept_for_the_next_request(service: Service) -> None:
+    data = b"".join(request("vectors/num_vectors"))
+    with connected(service) as client:
+        for pause_s in (0, RECEIVE_TIMEOUT_S + 1, 0):
+            time.sleep(pause_s)
+            client.sendall(data)
+            assert answer_to(client).endswith(b'{"result":2000}')

@@ -14,6 +14,8 @@ import httpx
 import psutil
 import pytest
 
+from tests.service.conftest import workers_of
+
 TIMEOUT_S = 60.0
 ROOT_KEY = "5ea1" * 16
 
@@ -52,16 +54,6 @@ def wait_until_healthy(port: int) -> None:
     pytest.fail("the service did not become healthy")
 
 
-def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Return the living workers; the supervisor has other children, too, and dead ones for a moment."""
-    workers = []
-    for child in psutil.Process(process.pid).children():
-        with suppress(psutil.NoSuchProcess):
-            if "app" in child.cmdline():
-                workers.append(child)
-    return workers
-
-
 def test_a_terminated_service_takes_its_database_along(port: int, tmp_path: Path) -> None:
     with service(port, DATABASE_URL="", SEALDEX_DATA_DIR=str(tmp_path / "data")) as process:
         wait_until_healthy(port)
@@ -78,7 +70,7 @@ def test_a_terminated_service_takes_its_database_along(port: int, tmp_path: Path
 def test_the_workers_of_a_killed_service_end_and_another_can_start(port: int, database_dsn: str) -> None:
     with service(port, DATABASE_URL=database_dsn) as process:
         wait_until_healthy(port)
-        workers = workers_of(process)
+        workers = workers_of(process.pid)
         assert len(workers) == 2
         process.kill()
         gone, alive = psutil.wait_procs(workers, timeout=TIMEOUT_S)
@@ -90,11 +82,11 @@ def test_the_workers_of_a_killed_service_end_and_another_can_start(port: int, da
 def test_a_worker_that_dies_is_replaced(port: int, database_dsn: str) -> None:
     with service(port, DATABASE_URL=database_dsn) as process:
         wait_until_healthy(port)
-        victim = workers_of(process)[0]
+        victim = workers_of(process.pid)[0]
         victim.kill()
         deadline = time.monotonic() + TIMEOUT_S
         while time.monotonic() < deadline:
-            survivors = {worker.pid for worker in workers_of(process)}
+            survivors = {worker.pid for worker in workers_of(process.pid)}
             if len(survivors) == 2 and victim.pid not in survivors:
                 break
             time.sleep(0.05)

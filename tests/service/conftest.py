@@ -9,11 +9,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 # Two seconds on a machine at rest; a machine whose processors are all taken may need so long.
@@ -21,6 +23,16 @@ _PATIENCE_S = 180
 # A training answers when it is done.
 _ANSWER_PATIENCE_S = 600
 _JSON = dict[str, Any]
+
+
+def workers_of(supervisor: int) -> list[psutil.Process]:
+    """Return the workers of a service; its supervisor has other children, too, and dead ones for a moment."""
+    workers = []
+    for child in psutil.Process(supervisor).children():
+        with suppress(psutil.NoSuchProcess):
+            if any("spawn_main" in argument for argument in child.cmdline()):
+                workers.append(child)
+    return workers
 
 
 @dataclass

@@ -14,7 +14,7 @@ import psutil
 import psycopg
 
 from app.crypto import aead, hkdf, keys
-from tests.service.conftest import Service
+from tests.service.conftest import Service, workers_of
 
 WIPING = {"PYTHONMALLOC": "malloc", "MALLOC_PERTURB_": "85"}
 INDEX_KEY = secrets.token_hex(32)
@@ -55,9 +55,8 @@ def keys_in(service: Service, wanted: dict[str, bytes]) -> set[str]:
     """Names of the keys that are in the memory of a worker or the supervisor."""
     assert service.process is not None
     supervisor = psutil.Process(service.process.pid)
-    workers = [child for child in supervisor.children() if child.name() != "postgres"]
     found = set()
-    for process in (supervisor, *workers):
+    for process in (supervisor, *workers_of(supervisor.pid)):
         for data in memory_of(process):
             found |= {name for name, key in wanted.items() if key in data}
     return found
