@@ -5,6 +5,7 @@ says at which place of the candidates each of them comes, for a growing number o
 finds those whose place is at most P, so one scan tells the recall of every pool.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ _FEW_QUERIES = 100
 # Outside these, a recall is not worth measuring.
 _LITTLE, _ENOUGH = 0.75, 0.985
 _PROBE_STEP = 1.6
+_FINE_STEP = _PROBE_STEP**0.5
+_N_FINE_STEPS = 5
 # The middle of the range is one list in so many.
 _MIDDLE = 10
 # Distances this close are equal: then it is a matter of taste which item is the nearer.
@@ -193,15 +196,22 @@ def reaches(points: Sequence[Point], target_recall: float) -> bool:
     return any(point.lower >= target_recall for point in points)
 
 
-def about(points: Sequence[Point], target_recall: float, n_lists: int) -> list[int]:
-    """Return the numbers of probes that may be the fewest to keep `target_recall`, as `points` roughly tell."""
+def about(points: Sequence[Point], target_recall: float, n_lists: int) -> tuple[int, list[int]]:
+    """Return a number of probes that is too low to keep `target_recall`, as `points` roughly tell, and which to try.
+
+    These grow until they are surely enough; none is worth a try when no point has the recall.
+    """
     reached = {point.n_probes for point in points if point.recall >= target_recall}
     if not reached:
-        return []
+        return 1, []
     high = min(reached)
     low = max((point.n_probes for point in points if point.n_probes < high), default=1)
-    counts = (round((low * high) ** 0.5), high, round(high * _PROBE_STEP**0.5))
-    return sorted({min(count, n_lists) for count in counts})
+    return low, sorted({min(n_lists, round(high * _FINE_STEP**power)) for power in range(_N_FINE_STEPS)})
+
+
+def between(low: int, high: int) -> int:
+    """Return the number of probes in the middle of two."""
+    return round(math.sqrt(low * high))
 
 
 def add(points: dict[int, list[Point]], measured: Mapping[int, Sequence[Point]]) -> None:

@@ -96,13 +96,20 @@ class Calibrator:
         points = await self._measure_roughly(index, known, lambda share: advance(0.5 * share))
         targets = {top_k: profile.default_target(self._settings.target_recall, top_k) for top_k in calibrate.TOP_KS}
         finely: dict[int, Points] = {}
+
+        async def keeps(top_k: int, n_probes: int) -> bool:
+            if n_probes not in finely:
+                finely[n_probes] = await self._measure_probes(index, known, n_probes, _N_QUERIES)
+                calibrate.replace(points, finely[n_probes])
+            return calibrate.reaches(finely[n_probes][top_k], targets[top_k])
+
         for top_k, target in targets.items():
-            for n_probes in calibrate.about(points[top_k], target, index.n_lists):
-                if n_probes not in finely:
-                    finely[n_probes] = await self._measure_probes(index, known, n_probes, _N_QUERIES)
-                    calibrate.replace(points, finely[n_probes])
-                if calibrate.reaches(finely[n_probes][top_k], target):
+            low, counts = calibrate.about(points[top_k], target, index.n_lists)
+            for n_probes in counts:
+                if await keeps(top_k, n_probes):
+                    await keeps(top_k, calibrate.between(low, n_probes))
                     break
+                low = n_probes
             advance(0.75)
         if not all(calibrate.reaches(points[top_k], target) for top_k, target in targets.items()):
             # Some data needs large pools: norms that vary much, or much noise.

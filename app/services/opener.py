@@ -9,7 +9,6 @@ of its index; revoking a user makes a new one, and so takes effect at the next r
 """
 
 import asyncio
-import hmac
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
@@ -22,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import errors, search, store
-from app.crypto import aead, keys, sessions, sketch, user_keys
+from app.crypto import aead, keys, prf, sessions, sketch, user_keys
 from app.domain import Caller, Index, IndexAccess, MetadataSchema, Permission, UserToken
 from app.services import audit, metadata_schema
 from app.settings import Settings
@@ -63,7 +62,7 @@ class IndexOpener:
     def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
         self._engine = engine
         self._settings = settings
-        self._hash_key = secrets.token_bytes(32)
+        self._names = prf.Prf(secrets.token_bytes(32))
         self._rows: LRUCache[str, Index] = LRUCache(_MAX_REMEMBERED_ROWS)
         self._opened: TTLCache[bytes, OpenIndex] = TTLCache(settings.key_cache_size, settings.key_cache_ttl_s)
         self._sessions: TTLCache[bytes, sessions.Session] = TTLCache(settings.key_cache_size, _SESSION_TTL_S)
@@ -140,7 +139,7 @@ class IndexOpener:
 
     async def _open_for_user(self, name: str, token: UserToken) -> OpenIndex:
         """Return a user's own index. Another name, whether there is such an index or not, is `Forbidden`."""
-        digest = hmac.digest(self._hash_key, token.user_id + token.user_key, "sha256")
+        digest = self._names.digest(token.user_id + token.user_key)
         opened = self._opened.get(digest)
         if opened is None or opened.index != self._rows.get(opened.index.name):
             opened = self._opened[digest] = await self._unwrap_for_user(token)
@@ -168,7 +167,7 @@ class IndexOpener:
         return open_row(index, index_keys, frozenset(unwrapped))
 
     def _writer_keys(self, index: Index, write_key: bytes) -> keys.WriterKeys:
-        name = hmac.digest(self._hash_key, write_key, "sha256")
+        name = self._names.digest(write_key)
         index_keys = keys.WriterKeys(write_key, index.id, self._sessions.get(name))
         self._sessions.setdefault(name, index_keys.session)
         return index_keys
@@ -192,7 +191,7 @@ class IndexOpener:
 
     def _unwrap(self, index: Index, kek: bytes) -> OpenIndex:
         # The id too: a wrapped key copied from another index must fail, not find what is remembered of that index.
-        name = hmac.digest(self._hash_key, kek + index.id.bytes + index.wrapped_dek, "sha256")
+        name = self._names.digest(kek + index.id.bytes + index.wrapped_dek)
         opened = self._opened.get(name)
         if opened is not None and opened.index.revision == index.revision:
             return opened

@@ -101,3 +101,34 @@ def test_probes_go_down_to_one_and_up_to_all(n_lists: int) -> None:
     assert together[-1] == n_lists
     assert together == sorted(set(together))
     assert all(later <= 2 * earlier for earlier, later in pairwise(together))
+
+
+def points(*recalls: tuple[int, float]) -> list[Point]:
+    return [Point(n_probes, 100, recall, recall - 0.02) for n_probes, recall in recalls]
+
+
+def test_it_begins_where_a_rough_measurement_has_the_recall_and_goes_up() -> None:
+    low, counts = calibrate.about(points((10, 0.7), (16, 0.9), (26, 0.95), (41, 0.99)), 0.95, n_lists=256)
+    assert low == 16
+    assert counts[0] == 26
+    assert counts == sorted(set(counts))
+    assert all(1 < high / low < 1.4 for low, high in pairwise(counts))
+
+
+def test_it_ends_with_all_lists() -> None:
+    _, counts = calibrate.about(points((64, 0.9), (102, 0.96)), 0.95, n_lists=128)
+    assert counts == [102, 128]
+
+
+def test_nothing_is_worth_a_try_where_nothing_has_the_recall() -> None:
+    assert calibrate.about(points((64, 0.9), (102, 0.94)), 0.95, n_lists=128) == (1, [])
+
+
+def test_one_probe_that_is_enough_leaves_nothing_between() -> None:
+    low, counts = calibrate.about(points((1, 0.96)), 0.95, n_lists=128)
+    assert (low, counts[0]) == (1, 1)
+    assert calibrate.between(low, counts[0]) == 1
+
+
+def test_the_middle_is_between() -> None:
+    assert calibrate.between(54, 69) == 61
