@@ -22,9 +22,15 @@ _HEALTHCHECK_S = 60
 _MAX_HEAD_BYTES = 64 * 1024
 
 
+class ServerConfig(Config):
+    """What every worker is told of the server."""
+
+    receive_timeout_s: float
+
+
 def run(app: str, listener: socket.socket, settings: Settings, n_workers: int) -> None:
     """Answer requests from workers that make their application by calling `app`, until a signal ends it."""
-    config = _Config(
+    config = ServerConfig(
         app,
         factory=True,
         interface="asgi3",
@@ -50,12 +56,6 @@ def run(app: str, listener: socket.socket, settings: Settings, n_workers: int) -
     _Supervisor(config, [listener]).run()
 
 
-class _Config(Config):
-    """Goes to every worker."""
-
-    receive_timeout_s: float
-
-
 class _Supervisor(Multiprocess):
     """Starts the workers, replaces those that die, and does not wait for ever for the last."""
 
@@ -74,7 +74,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, config: Config, *args: Any, **options: Any) -> None:
         super().__init__(config, *args, **options)
-        assert isinstance(config, _Config)  # noqa: S101 - `run` makes no other
+        assert isinstance(config, ServerConfig)  # noqa: S101 - `run` makes no other
         self._receive_timeout_s = config.receive_timeout_s
         self._is_in_head = True
         self._head_bytes = 0
@@ -109,9 +109,15 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _bound_head(self) -> None:
+        """See to it that the head of which a part has come, or is to come, ends."""
+        # A client may send the next request before the answer to the last, which must come first.
+        is_answering = bool(self.cycle) and not self.cycle.response_complete
         if self._head_bytes > _MAX_HEAD_BYTES:
-            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-        elif self._head_timer is None:
+            if is_answering:
+                self.transport.abort()
+            else:
+                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        elif self._head_timer is None and not is_answering:
             self._head_timer = self.loop.call_later(self._receive_timeout_s, self._refuse, HTTPStatus.REQUEST_TIMEOUT)
 
     def _end_head(self) -> None:
