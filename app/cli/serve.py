@@ -7,6 +7,7 @@ request itself. The workers find every setting in the environment, whichever sou
 import asyncio
 import contextlib
 import ipaddress
+import multiprocessing
 import os
 import signal
 import socket
@@ -33,7 +34,6 @@ from app.store.embedded import EmbeddedPostgres
 from app.store.engine import check_database, create_engine
 
 _PORT_PATIENCE_S = 5.0
-_PARENT_CHECK_INTERVAL_S = 1.0
 # Connections beside the workers' pools: trainings, migrations, and whoever looks at the database with psql.
 _SPARE_CONNECTIONS = 30
 _MIN_CONNECTIONS = 100
@@ -66,7 +66,7 @@ def migrate(settings: Settings) -> str:
 
 def create_worker_app() -> Litestar:
     """Return the application of a worker process, which ends when its supervisor does."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_supervisor, daemon=True).start()
     # The workers are the threads: more of them only wait for each other, and spin while they do.
     threadpool_limits(1, user_api="blas")
     memory.keep_buffers()
@@ -214,8 +214,10 @@ def _interrupt(_signal: int, _frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _end_with(supervisor: int) -> None:
+def _end_with_supervisor() -> None:
     """End this worker when its supervisor is gone, be it killed, or it would go on taking requests alone."""
-    while os.getppid() == supervisor:
-        time.sleep(_PARENT_CHECK_INTERVAL_S)
-    os.kill(os.getpid(), signal.SIGTERM)
+    supervisor = multiprocessing.parent_process()
+    if supervisor is not None:
+        # Also when it went while this worker was starting.
+        supervisor.join()
+        os.kill(os.getpid(), signal.SIGTERM)

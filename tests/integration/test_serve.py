@@ -79,6 +79,16 @@ def test_the_workers_of_a_killed_service_end_and_another_can_start(port: int, da
         wait_until_healthy(port)
 
 
+def test_workers_end_that_were_starting_when_the_service_was_killed(port: int, database_dsn: str) -> None:
+    with service(port, DATABASE_URL=database_dsn) as process:
+        deadline = time.monotonic() + TIMEOUT_S
+        while len(workers := workers_of(process.pid)) < 2:
+            assert time.monotonic() < deadline
+        process.kill()
+        gone, alive = psutil.wait_procs(workers, timeout=TIMEOUT_S)
+        assert not alive, gone
+
+
 def test_a_worker_that_dies_is_replaced(port: int, database_dsn: str) -> None:
     with service(port, DATABASE_URL=database_dsn) as process:
         wait_until_healthy(port)
