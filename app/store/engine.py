@@ -139,14 +139,6 @@ class _BinaryCursor(psycopg.AsyncCursor[Any]):
         self.format = Format.BINARY
 
 
-class _BinaryScanCursor(psycopg.Cursor[Any]):
-    """`_BinaryCursor` for the connections of `create_scan_engine`."""
-
-    def __init__(self, connection: psycopg.Connection[Any], **options: Any) -> None:
-        super().__init__(connection, **options)
-        self.format = Format.BINARY
-
-
 class _BoundedPool(AsyncAdaptedQueuePool):
     """A pool that answers in our words when every connection stays busy."""
 
@@ -174,7 +166,7 @@ def create_engine(settings: Settings, dsn: str) -> AsyncEngine:
         pool_use_lifo=True,
         hide_parameters=True,
         use_native_hstore=False,
-        connect_args=_connect_args(settings, dsn),
+        connect_args={**_connect_args(settings, dsn), "cursor_factory": _BinaryCursor},
     )
     _listen(engine.sync_engine, settings)
     return engine
@@ -183,8 +175,8 @@ def create_engine(settings: Settings, dsn: str) -> AsyncEngine:
 def create_scan_engine(settings: Settings, dsn: str) -> sa.Engine:
     """Return an engine for candidate scans, which run in threads: blocking, in autocommit, read only by habit.
 
-    A scan's answer arrives in dozens of pieces. Each would wake an event loop and all that waits on it; the
-    driver's own loop in C takes them in a quarter of the time (docs/decisions/0008).
+    A scan's answer arrives in dozens of pieces. Each would wake an event loop and all that waits on it; a
+    round trip takes them in a quarter of the time (docs/decisions/0008 and 0072).
     """
     engine = sa.create_engine(
         database_url(dsn),
@@ -196,7 +188,7 @@ def create_scan_engine(settings: Settings, dsn: str) -> sa.Engine:
         isolation_level="AUTOCOMMIT",
         hide_parameters=True,
         use_native_hstore=False,
-        connect_args={**_connect_args(settings, dsn), "cursor_factory": _BinaryScanCursor},
+        connect_args=_connect_args(settings, dsn),
     )
     sa.event.listen(engine, "do_connect", _scan_connection)
     _listen(engine, settings)
@@ -251,7 +243,7 @@ def maintenance_connection(settings: Settings, dsn: str) -> AsyncConnection:
         isolation_level="AUTOCOMMIT",
         hide_parameters=True,
         use_native_hstore=False,
-        connect_args=_connect_args(settings, dsn),
+        connect_args={**_connect_args(settings, dsn), "cursor_factory": _BinaryCursor},
     )
     sa.event.listen(engine.sync_engine, "connect", _register_types)
     sa.event.listen(engine.sync_engine, "handle_error", _translate)
@@ -274,7 +266,6 @@ def _connect_args(settings: Settings, dsn: str) -> dict[str, Any]:
         **{name: value for name, value in _KEEPALIVES.items() if name not in given},
         "application_name": "sealdex",
         "connect_timeout": _CONNECT_TIMEOUT_S,
-        "cursor_factory": _BinaryCursor,
         "prepare_threshold": settings.prepare_threshold if settings.prepare_threshold >= 0 else None,
     }
 

@@ -189,6 +189,6 @@ def _unpacked(parts: Sequence[Sequence[Any]]) -> Found:
     if not parts:
         return Found(Candidates([], [], [], []), 0, [])
     *_, item_keys, places, distances = parts[0]
-    further = map(Further, packing.keys(item_keys), packing.places(places), packing.numbers(distances))
+    further = map(Further, packing.keys(item_keys), packing.places(places), packing.numbers(distances).tolist())
     candidates = packing.together([packing.unpacked(*part[:-4]) for part in parts])
     return Found(candidates, max(part[-4] or 0 for part in parts), list(further))
