@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Self, TypeAlias, overload
+from typing import Any, NamedTuple, Self, TypeAlias, overload
 from uuid import UUID
 
 import numpy as np
@@ -18,22 +18,26 @@ Metadata: TypeAlias = Mapping[str, Any]
 
 MAX_DIMENSION = 65_535
 
+_LENGTH = np.dtype(">i4")
+_LENGTH_BYTES = _LENGTH.itemsize
+
 
 class Joined(Sequence[bytes]):
-    """Byte strings that lie one after the other in a larger one; `lengths` (n,) are theirs."""
+    """Byte strings that lie one after the other in a larger one; `lengths` are theirs, int32 and big-endian each."""
 
     __slots__ = ("_ends", "_lengths", "joined", "width")
 
-    def __init__(self, joined: bytes, lengths: NDArray[np.integer]) -> None:
+    def __init__(self, joined: bytes, lengths: bytes) -> None:
         self.joined = joined
         self._lengths = lengths
+        first = lengths[:_LENGTH_BYTES]
         # That of all, if they have the same.
-        self.width = int(lengths[0]) if len(lengths) and (lengths == lengths[0]).all() else None
+        self.width = int.from_bytes(first, "big") if first * len(self) == lengths else None
         # Only those who ask for single ones need to know where each ends.
         self._ends: list[int] | None = None
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return len(self._lengths) // _LENGTH_BYTES
 
     @overload
     def __getitem__(self, place: int) -> bytes: ...
@@ -43,8 +47,10 @@ class Joined(Sequence[bytes]):
         if isinstance(place, slice):
             return [self[each] for each in range(*place.indices(len(self)))]
         place = range(len(self))[place]
+        if self.width is not None:
+            return self.joined[place * self.width : (place + 1) * self.width]
         if self._ends is None:
-            self._ends = [0, *np.cumsum(self._lengths).tolist()]
+            self._ends = [0, *np.cumsum(np.frombuffer(self._lengths, _LENGTH)).tolist()]
         return self.joined[self._ends[place] : self._ends[place + 1]]
 
 
@@ -254,8 +260,7 @@ class Query:
     filters: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(NamedTuple):
     """One answer of a search, nearest first in its list. What was not asked for is None."""
 
     id: str

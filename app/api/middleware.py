@@ -7,9 +7,9 @@ put back where the parameter is read (`with_slashes`).
 
 import re
 from collections.abc import Awaitable, Callable
+from secrets import token_hex
 from typing import Any, cast
 from urllib.parse import quote, unquote
-from uuid import uuid4
 
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import Headers
@@ -47,7 +47,7 @@ def request_id(scope: Scope) -> str:
     state = scope["state"]
     if "request_id" not in state:
         sent = Headers.from_scope(scope).get("x-request-id", "")
-        state["request_id"] = sent if _SANE_REQUEST_ID.fullmatch(sent) else uuid4().hex
+        state["request_id"] = sent if _SANE_REQUEST_ID.fullmatch(sent) else token_hex(16)
     return cast("str", state["request_id"])
 
 

@@ -170,7 +170,7 @@ class Sealer:
         if joined is None or set(map(len, item_keys)) - {ITEM_KEY_BYTES}:
             return self._open_each(item_keys, sealed, rows)
         step = width + OVERHEAD_BYTES
-        if any(joined[start] != VERSION for start in range(0, len(joined), step)):
+        if joined[::step].strip(_VERSION):
             raise self._corrupted()
         target = rows.reshape(-1).view(np.uint8).data
         shards, prefix, suffix = self._shards, self._aad_prefix, self._aad_suffix
@@ -182,7 +182,7 @@ class Sealer:
                 shards[item_key[0] & _SHARD_MASK].decrypt_into(
                     joined[start + 1 : body],
                     joined[body : start + step],
-                    b"%b%b%b" % (prefix, item_key, suffix),
+                    prefix + item_key + suffix,
                     target[place : place + width],
                 )
         except InvalidTag as error:

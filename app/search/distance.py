@@ -33,16 +33,16 @@ def cosine(query: Vector, candidates: Matrix) -> Vector:
 
     The zero vector is at distance exactly 1 from everything.
     """
-    query_norm, norms = np.vecdot(query, query), np.vecdot(candidates, candidates)
-    if not _is_safe(query_norm) or not _is_safe(norms):
-        query, candidates = _unit(query[None])[0], _unit(candidates)
-        query_norm, norms = np.vecdot(query, query), np.vecdot(candidates, candidates)
-    scale = np.sqrt(query_norm * norms)
-    similarity = np.divide(candidates @ query, scale, out=np.zeros_like(scale), where=scale > 0)
-    answer: Vector = np.clip(1 - similarity, 0, 2).astype(np.float32)
-    for row in np.flatnonzero((answer < _NEARLY_SAME) & (answer > 0)):
-        if np.array_equal(candidates[row], query):
-            answer[row] = 0
+    query_norm, norms = float(np.vecdot(query, query)), np.vecdot(candidates, candidates)
+    if _are_safe(query_norm, query_norm) and _are_safe(norms.min(initial=1), norms.max(initial=1)):
+        similarity = candidates @ query / np.sqrt(query_norm * norms)
+    else:
+        similarity = _unit(candidates) @ _unit(query[None])[0]
+    answer: Vector = np.clip(1 - similarity, 0, 2).astype(np.float32, copy=False)
+    if answer.min(initial=1) < _NEARLY_SAME:
+        for row in np.flatnonzero((answer < _NEARLY_SAME) & (answer > 0)):
+            if np.array_equal(candidates[row], query):
+                answer[row] = 0
     return answer
 
 
@@ -52,16 +52,17 @@ def _squared_euclidean(query: Vector, candidates: Matrix) -> Vector:
     with np.errstate(over="ignore"):
         difference = candidates - query
         squared: Vector = np.vecdot(difference, difference)
-    if _is_safe(squared[squared > 0]):
+    if _are_safe(squared.min(where=squared > 0, initial=1), squared.max(initial=1)):
         return squared
     exact = candidates.astype(np.float64) - query
     widened: Vector = np.vecdot(exact, exact)
     return widened
 
 
-def _is_safe(squared_norms: Vector) -> bool:
+def _are_safe(smallest: float, largest: float) -> bool:
+    """Whether squared norms from `smallest` to `largest` are."""
     low, high = _SAFE_SQUARED_NORM
-    return bool(np.all((squared_norms > low) & (squared_norms < high)))
+    return low < smallest and largest < high
 
 
 def _unit(rows: Matrix) -> Any:

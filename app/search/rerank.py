@@ -13,11 +13,5 @@ def nearest(metric: Metric, query: Vector, candidates: Matrix, top_k: int) -> tu
     Both answers have length min(`top_k`, n); among equal distances the lower row comes first.
     """
     distances = distance.distances(metric, query, candidates)
-    if top_k < len(distances):
-        # Rows at the distance of the last place are all kept for the stable sort to choose from.
-        bound = np.partition(distances, top_k - 1)[top_k - 1]
-        rows = np.flatnonzero(distances <= bound)
-    else:
-        rows = np.arange(len(distances))
-    order = rows[np.argsort(distances[rows], kind="stable")][:top_k]
+    order = np.argsort(distances, kind="stable")[:top_k]
     return order, distances[order]

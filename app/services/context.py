@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Self
@@ -26,7 +26,8 @@ from app.services.training import TrainingService
 from app.services.users import UserService
 from app.services.vectors import VectorService
 from app.settings import Settings
-from app.store.engine import check_database, create_engine, create_scan_engine
+from app.store.engine import check_database, create_engine
+from app.store.scan_pool import ScanPool
 
 _EXPIRY_INTERVAL_S = 5.0
 _AUDIT_MONTHS_INTERVAL_S = 6 * 3600.0
@@ -57,10 +58,9 @@ class ServiceContext:
         if settings.database_url is None:
             raise ConfigurationError("DATABASE_URL is not set")
         engine = create_engine(settings, settings.database_url)
-        scan_engine = create_scan_engine(settings, settings.database_url)
-        searcher = Searcher(scan_engine, settings.pool_size, settings.pool_timeout_s)
-        if figures is not None:
-            _watch_pools([engine.sync_engine, scan_engine], figures, 2 * settings.pool_size)
+        lent = _pool_figures(engine.sync_engine, figures, 2 * settings.pool_size)
+        scan_pool = ScanPool(settings, settings.database_url, lent)
+        searcher = Searcher(scan_pool, settings.pool_size, settings.pool_timeout_s)
         opener = IndexOpener(engine, settings)
         embedder = Embedder(settings)
         embedding = EmbeddingService(embedder, settings)
@@ -87,29 +87,25 @@ class ServiceContext:
                 await indexes.close()
         finally:
             searcher.close()
-            scan_engine.dispose()
+            scan_pool.close()
             embedder.close()
             await engine.dispose()
 
 
-def _watch_pools(engines: Sequence[Engine], figures: Figures, size: int) -> None:
-    """Keep the figures of the connection pools up to date."""
+def _pool_figures(engine: Engine, figures: Figures | None, size: int) -> Callable[[int], None]:
+    """Keep the figures of the connection pools up to date; return what other pools tell how many more they lend."""
     n_in_use = 0
 
-    def checked_out(*_: object) -> None:
+    def lent(n_more: int) -> None:
         nonlocal n_in_use
-        n_in_use += 1
-        figures.set_pool(n_in_use, size)
+        n_in_use += n_more
+        if figures is not None:
+            figures.set_pool(n_in_use, size)
 
-    def checked_in(*_: object) -> None:
-        nonlocal n_in_use
-        n_in_use -= 1
-        figures.set_pool(n_in_use, size)
-
-    for engine in engines:
-        event.listen(engine, "checkout", checked_out)
-        event.listen(engine, "checkin", checked_in)
-    figures.set_pool(0, size)
+    event.listen(engine, "checkout", lambda *_: lent(1))
+    event.listen(engine, "checkin", lambda *_: lent(-1))
+    lent(0)
+    return lent
 
 
 async def _expire_keys(opener: IndexOpener) -> None:

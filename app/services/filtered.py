@@ -14,8 +14,6 @@ Where tokens tell all there is to know, what has them is ranked first, and only 
 import time
 from collections.abc import Sequence
 
-import sqlalchemy as sa
-
 from app import errors, filters, store
 from app.crypto import sketch, tokens
 from app.domain import Candidates, Match, Matrix
@@ -26,9 +24,10 @@ from app.services.plan import Scan
 from app.services.search import Winner, best, open_metadata
 from app.services.token_sets import TokenSets
 from app.stages import stage, timed
-from app.store.engine import Tokens, scan_driver
+from app.store.engine import Tokens
 from app.store.filtered import Estimate, Row
 from app.store.round_trip import ScanConnection
+from app.store.scan_pool import ScanPool
 from app.store.statements import Reach
 
 # Rows in work at a time; more queries of a batch go to the database in parts.
@@ -63,10 +62,10 @@ class FilteredSearch:
     """One search or count with a filter. It blocks, and belongs to one thread."""
 
     def __init__(
-        self, engine: sa.Engine, opened: OpenIndex, tree: filters.nodes.Node, known: Known, timeout_ms: int
+        self, connections: ScanPool, opened: OpenIndex, tree: filters.nodes.Node, known: Known, timeout_ms: int
     ) -> None:
         """`timeout_ms` bounds the time for checking metadata; 0 is no bound."""
-        self._engine = engine
+        self._connections = connections
         self._known = known
         self._opened = opened
         self._is_match = filters.matching.matcher(tree)
@@ -84,7 +83,7 @@ class FilteredSearch:
 
     def count(self) -> int:
         """Return the number of items that match."""
-        with stage("sql"), scan_driver(self._engine) as raw:
+        with stage("sql"), self._connections.lend_blocking() as raw:
             found = store.filtered.rows(raw, self._opened.index, self._clauses)
             return sum(len(self._matching_of_all(rows)) for rows in found)
 
@@ -97,7 +96,7 @@ class FilteredSearch:
         at_a_time = max(1, _ROWS_AT_A_TIME // (_FEW_MULT * token_search.pool(scan)))
         answer: list[list[Match]] = []
         # Opening and ranking are stages of their own within this one.
-        with stage("sql"), scan_driver(self._engine) as raw:
+        with stage("sql"), self._connections.lend_blocking() as raw:
             estimate = self._known.estimates.get(raw, self._opened.index, self._clauses)
             by_tokens = token_search.TokenSearch(
                 raw, self._opened, encoder, self._clauses, estimate, self._known.sets, scan

@@ -1,20 +1,18 @@
 """A search: sketch the queries, scan, open the candidates, compute exact distances, keep the best.
 
-It runs in a thread from end to end, so that the event loop neither waits for the arithmetic nor wakes for every
-piece of a scan's answer.
+It runs on the event loop: handing a few hundred candidates to a thread costs more than opening them. What takes
+longer, and what blocks, as a search with a filter does, runs in threads (docs/decisions/0076).
 """
 
 import asyncio
 import contextvars
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
-import sqlalchemy as sa
 
 from app import errors, search, store
 from app.crypto import sketch
@@ -23,10 +21,15 @@ from app.services.batch import VECTOR_DTYPES
 from app.services.opener import OpenIndex
 from app.services.plan import Scan
 from app.stages import SCAN_QUEUE, stage, timed
-from app.store.engine import scan_driver
+from app.store.scan_pool import ScanPool
 
-# Queries of a batch go to the database so many candidates at a time, which bounds the memory of a batch.
-_CANDIDATES_AT_A_TIME = 20_000
+# Of the queries of a batch, so many go to the database at a time that the vectors of their candidates have at most
+# these numbers: 16 MB.
+_NUMBERS_AT_A_TIME = 4_000_000
+# Opening vectors of so many numbers takes some milliseconds, for which the event loop stands still.
+_FEW_NUMBERS = 500_000
+# Opening an item's metadata takes as long as opening a vector of so many.
+_NUMBERS_A_METADATA = 500
 
 Answer = TypeVar("Answer")
 
@@ -34,94 +37,112 @@ _decode_metadata = msgspec.json.Decoder(dict).decode
 
 
 class Searcher:
-    """Runs searches in threads of its own, as many as there are connections; a search waits for one `patience_s`."""
+    """Makes searches, as many at a time as there may be connections; a search waits for its turn `patience_s`."""
 
-    def __init__(self, engine: sa.Engine, n_threads: int, patience_s: float) -> None:
-        self._engine = engine
-        self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="search")
-        self._free = asyncio.Semaphore(n_threads)
+    def __init__(self, connections: ScanPool, n_at_a_time: int, patience_s: float) -> None:
+        self._connections = connections
+        self._threads = ThreadPoolExecutor(n_at_a_time, thread_name_prefix="search")
+        self._turns = asyncio.Semaphore(n_at_a_time)
         self._patience_s = patience_s
 
     async def search(
         self, opened: OpenIndex, encoder: sketch.Encoder, queries: Matrix, scan: Scan, include: frozenset[str]
     ) -> list[list[Match]]:
         """Return for each query (n, d) its nearest items, nearest first, with the fields of `include`."""
-        return await self._run(lambda: self._search(opened, encoder, queries, scan, include))
-
-    async def run(self, work: Callable[[sa.Engine], Answer]) -> Answer:
-        """Return what `work`, which blocks, returns when it runs in a thread with this engine."""
-        return await self._run(lambda: work(self._engine))
-
-    async def _run(self, work: Callable[[], Answer]) -> Answer:
-        """Return what `work` returns in a thread. Raises `Overloaded` when all stay busy."""
         async with stage(SCAN_QUEUE):
-            await self._take_thread()
-            try:
-                # With the stopwatch of the request; what is no other stage of the thread's is waiting for it.
-                run = functools.partial(contextvars.copy_context().run, work)
-                return await asyncio.get_running_loop().run_in_executor(self._threads, run)
-            finally:
-                self._free.release()
+            await self._take_turn()
+        try:
+            return await self._search(opened, encoder, queries, scan, include)
+        finally:
+            self._turns.release()
 
-    async def _take_thread(self) -> None:
-        if not self._free.locked():
+    async def run(self, work: Callable[[ScanPool], Answer]) -> Answer:
+        """Return what `work`, which blocks, returns when it runs in a thread with one of these connections."""
+        # What is no other stage of the thread's is waiting for it.
+        async with stage(SCAN_QUEUE):
+            await self._take_turn()
+            try:
+                return await self._in_thread(functools.partial(work, self._connections))
+            finally:
+                self._turns.release()
+
+    async def _take_turn(self) -> None:
+        if not self._turns.locked():
             # At once, and without a timer, which costs more than all the rest of it.
-            await self._free.acquire()
+            await self._turns.acquire()
             return
         try:
             async with asyncio.timeout(self._patience_s):
-                await self._free.acquire()
+                await self._turns.acquire()
         except TimeoutError:
-            raise errors.Overloaded("All search threads are busy; try again later") from None
+            raise errors.Overloaded("Too many searches are in work; try again later") from None
 
     def close(self) -> None:
         """Wait for the searches in work and let the threads go."""
         self._threads.shutdown()
 
-    def _search(
+    async def _search(
         self, opened: OpenIndex, encoder: sketch.Encoder, queries: Matrix, scan: Scan, include: frozenset[str]
     ) -> list[list[Match]]:
-        with stage("sketch"):
-            sketches = [row.tobytes() for row in encoder.encode_queries(queries)]
-        at_a_time = max(1, _CANDIDATES_AT_A_TIME // scan.pool)
+        sketches = await self._computed(queries.size, lambda: _sketches(encoder, queries))
+        at_a_time = max(1, _NUMBERS_AT_A_TIME // (scan.pool * encoder.dimension))
         answer: list[list[Match]] = []
         for start in range(0, len(sketches), at_a_time):
             part = slice(start, start + at_a_time)
-            with stage("sql"), scan_driver(self._engine) as raw:
-                candidates = store.candidates.nearest(
+            async with stage("sql"), self._connections.lend() as raw:
+                candidates = await store.candidates.nearest(
                     raw, opened.index, sketches[part], pool=scan.pool, n_probes=scan.n_probes
                 )
-            found = best(opened, queries[part], candidates, scan.top_k)
-            answer += self._matches(opened, found, include)
+            n_numbers = sum(len(found.item_keys) for found in candidates) * encoder.dimension
+            found = await self._computed(
+                n_numbers, functools.partial(best, opened, queries[part], candidates, scan.top_k)
+            )
+            answer += await self._matches(opened, found, include)
         return answer
 
-    def _matches(self, opened: OpenIndex, found: list[list["Winner"]], include: frozenset[str]) -> list[list[Match]]:
-        metadata: Mapping[bytes, Metadata] = {}
-        if "metadata" in include:
-            metadata = self._metadata(opened, [winner.item_key for winners in found for winner in winners])
+    async def _matches(
+        self, opened: OpenIndex, found: list[list["Winner"]], include: frozenset[str]
+    ) -> list[list[Match]]:
+        if "metadata" not in include:
+            return [[_match(winner, include) for winner in winners] for winners in found]
+        item_keys = [winner.item_key for winners in found for winner in winners]
+        async with stage("sql"), self._connections.lend() as raw:
+            sealed = await store.candidates.metadata(raw, opened.index, item_keys)
+        metadata = await self._computed(
+            _NUMBERS_A_METADATA * len(sealed),
+            lambda: {item_key: open_metadata(opened, item_key, value) for item_key, value in sealed},
+        )
         return [
-            [
-                Match(
-                    winner.id,
-                    winner.distance if "distance" in include else None,
-                    metadata[winner.item_key] if "metadata" in include else None,
-                    winner.vector if "vector" in include else None,
-                )
-                # An item that was deleted since it was found is gone from the answer, too.
-                for winner in winners
-                if "metadata" not in include or winner.item_key in metadata
-            ]
+            # An item that was deleted since it was found is gone from the answer, too.
+            [_match(winner, include, metadata[winner.item_key]) for winner in winners if winner.item_key in metadata]
             for winners in found
         ]
 
-    def _metadata(self, opened: OpenIndex, item_keys: list[bytes]) -> dict[bytes, Metadata]:
-        with stage("sql"), scan_driver(self._engine) as raw:
-            sealed = store.candidates.metadata(raw, opened.index, item_keys)
-        return {item_key: open_metadata(opened, item_key, value) for item_key, value in sealed}
+    async def _computed(self, n_numbers: int, work: Callable[[], Answer]) -> Answer:
+        """Return what `work` returns: at once when it looks at few numbers, else from a thread."""
+        return work() if n_numbers <= _FEW_NUMBERS else await self._in_thread(work)
+
+    async def _in_thread(self, work: Callable[[], Answer]) -> Answer:
+        # With the stopwatch of the request.
+        run = functools.partial(contextvars.copy_context().run, work)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
 
 
-@dataclass(frozen=True, slots=True)
-class Winner:
+@timed("sketch")
+def _sketches(encoder: sketch.Encoder, queries: Matrix) -> list[bytes]:
+    return [row.tobytes() for row in encoder.encode_queries(queries)]
+
+
+def _match(winner: "Winner", include: frozenset[str], metadata: Metadata | None = None) -> Match:
+    return Match(
+        winner.id,
+        winner.distance if "distance" in include else None,
+        metadata,
+        winner.vector if "vector" in include else None,
+    )
+
+
+class Winner(NamedTuple):
     """A candidate that made it into the answer, opened."""
 
     item_key: bytes

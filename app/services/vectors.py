@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app import errors, filters, store
@@ -32,6 +31,7 @@ from app.services.search import Searcher, open_metadata
 from app.services.training import TrainingService
 from app.settings import Settings
 from app.stages import stage, timed
+from app.store.scan_pool import ScanPool
 
 
 class VectorService:
@@ -104,7 +104,9 @@ class VectorService:
             if tree is None:
                 return await self._searcher.search(opened, encoder, vectors, scan, query.include)
             return await self._searcher.run(
-                lambda engine: self._filtered(engine, opened, tree).search(encoder, vectors, scan, query.include)
+                lambda connections: self._filtered(connections, opened, tree).search(
+                    encoder, vectors, scan, query.include
+                )
             )
 
         return await self._opener.with_index(access, search_index, needs=Permission.READ)
@@ -120,8 +122,8 @@ class VectorService:
                 raise errors.InvalidInput(f"top_k can be at most {self._settings.max_top_k}")
         return plan.scan(opened, query, top_k, self._settings.target_recall)
 
-    def _filtered(self, engine: sa.Engine, opened: OpenIndex, tree: filters.nodes.Node) -> FilteredSearch:
-        return FilteredSearch(engine, opened, tree, self._known, self._settings.statement_timeout_ms)
+    def _filtered(self, connections: ScanPool, opened: OpenIndex, tree: filters.nodes.Node) -> FilteredSearch:
+        return FilteredSearch(connections, opened, tree, self._known, self._settings.statement_timeout_ms)
 
     async def get(self, access: IndexAccess, ids: Sequence[str], include: frozenset[str]) -> list[StoredItem]:
         """Return the stored items among `ids`, in the order asked for and as often."""
@@ -177,7 +179,7 @@ class VectorService:
         async def read(opened: OpenIndex) -> int:
             if filtered:
                 tree = filters.grammar.parse(filtered)
-                return await self._searcher.run(lambda engine: self._filtered(engine, opened, tree).count())
+                return await self._searcher.run(lambda connections: self._filtered(connections, opened, tree).count())
             async with stage("sql"), self._engine.connect() as connection:
                 await store.indexes.check_revision(connection, opened.index)
                 n_items, _ = await store.indexes.count(connection, opened.index.id)

@@ -1,7 +1,4 @@
-"""The approximate scan: one round trip from sketches to everything that opening and reranking need.
-
-These functions block: a search runs in a thread, on a connection of `engine.create_scan_engine`.
-"""
+"""The approximate scan: one round trip from sketches to everything that opening and reranking need."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +19,7 @@ SCAN_SETTINGS = (
 )
 
 
-def nearest(
+async def nearest(
     raw: ScanConnection, index: Index, sketches: Sequence[bytes], *, pool: int, n_probes: int
 ) -> list[Candidates]:
     """Return for each sketch (m bits) the `pool` items whose sketches differ from it in the fewest bits.
@@ -33,7 +30,7 @@ def nearest(
     Raises `StaleIndex` when `index` is no longer the row as it is now.
     """
     statement, parameters = _statement(index, sketches, pool)
-    with statements.round_trip(raw, index) as trip:
+    async with statements.IndexTrip(raw, index) as trip:
         trip.execute(SCAN_SETTINGS, (str(n_probes),))
         found = trip.execute(statement, parameters)
     answer: list[list[Candidates]] = [[] for _ in sketches]
@@ -44,9 +41,11 @@ def nearest(
     return [packing.together(parts) for parts in answer]
 
 
-def metadata(raw: ScanConnection, index: Index, item_keys: Sequence[bytes]) -> Sequence[tuple[bytes, bytes | None]]:
+async def metadata(
+    raw: ScanConnection, index: Index, item_keys: Sequence[bytes]
+) -> Sequence[tuple[bytes, bytes | None]]:
     """Return item key and sealed metadata of the stored items among `item_keys`."""
-    with RoundTrip(raw) as trip:
+    async with RoundTrip(raw) as trip:
         found = trip.execute(
             f"SELECT item_key, sealed_metadata FROM {partition_name(index.id)}"
             " WHERE index_id = %s AND item_key = ANY(%s)",

@@ -39,19 +39,19 @@ _LENGTH_BYTES = 4
 # A host that is gone without a word is given up after a minute; by the kernel's own measure it takes two hours.
 _KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 
-_SILENCE = "The database does not answer"
+SILENCE = "The database does not answer"
 _IN_DOUBT = (
     "The connection to the database was lost while it was told to commit: whether the change was made is not known. "
     "It is safe to send the same items again"
 )
 # SQLSTATEs, or how they begin, that say "come back later", and what to tell the caller; the first that fits counts.
 _UNAVAILABLE = {
-    "08": _SILENCE,
+    "08": SILENCE,
     "25006": "The database takes no changes now",
     "53100": "The database has no room left",
     "53": "The database is short of resources",
     "57014": "The database took too long to answer",
-    "57P": _SILENCE,
+    "57P": SILENCE,
 }
 
 
@@ -173,48 +173,19 @@ def create_engine(settings: Settings, dsn: str) -> AsyncEngine:
 
 
 def create_scan_engine(settings: Settings, dsn: str) -> sa.Engine:
-    """Return an engine for candidate scans, which run in threads: blocking, in autocommit, read only by habit.
-
-    A scan's answer arrives in dozens of pieces. Each would wake an event loop and all that waits on it; a
-    round trip takes them in a quarter of the time (docs/decisions/0008 and 0072).
-    """
+    """Return an engine that makes connections for `ScanPool`: blocking ones in autocommit, which only read."""
     engine = sa.create_engine(
         database_url(dsn),
-        pool_size=settings.pool_size,
-        # There is a connection for each thread that scans, so none waits.
-        max_overflow=0,
-        pool_timeout=settings.pool_timeout_s,
-        pool_use_lifo=True,
+        poolclass=NullPool,
         isolation_level="AUTOCOMMIT",
         hide_parameters=True,
         use_native_hstore=False,
         connect_args=_connect_args(settings, dsn),
     )
     sa.event.listen(engine, "do_connect", _scan_connection)
-    _listen(engine, settings)
+    sa.event.listen(engine, "connect", _register_types)
+    sa.event.listen(engine, "connect", _session_timeouts(settings))
     return engine
-
-
-@contextmanager
-def scan_driver(engine: sa.Engine) -> Iterator[ScanConnection]:
-    """Lend a connection of `create_scan_engine`; failures are translated as the engine's."""
-    try:
-        proxy = engine.raw_connection()
-    except (psycopg.OperationalError, sa.exc.OperationalError) as error:
-        # The driver's own: nobody translates what happens on the way to a raw connection.
-        raise errors.Unavailable(_SILENCE) from error
-    raw = proxy.driver_connection
-    assert isinstance(raw, ScanConnection)  # noqa: S101 - the engine is made for this driver
-    try:
-        yield raw
-    except psycopg.Error as error:
-        if raw.closed:
-            proxy.invalidate(error)
-        if (unavailable := _unavailable(error)) is not None:
-            raise unavailable from error
-        raise
-    finally:
-        proxy.close()
 
 
 def _scan_connection(_dialect: Any, _record: Any, arguments: Any, options: Any) -> ScanConnection:
@@ -331,15 +302,21 @@ def _note_commit(connection: sa.Connection) -> None:
 
 def _refuse_closed_socket(dbapi_connection: Any, _record: Any, _proxy: Any) -> None:
     """Make the pool replace a connection that the other side has closed while it was idle."""
-    pgconn = _psycopg(dbapi_connection).pgconn
-    poll = select.poll()
+    if is_closed(_psycopg(dbapi_connection)):
+        raise sa.exc.DisconnectionError("The database closed an idle connection")
+
+
+def is_closed(raw: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    """Whether the other side has closed an idle connection, as far as its socket tells."""
+    idle = select.poll()
     try:
-        poll.register(pgconn.socket, select.POLLIN)
+        idle.register(raw.pgconn.socket, select.POLLIN)
         # An idle session is silent. A notice is read and forgotten; the end of the stream stays readable.
-        while poll.poll(0):
-            pgconn.consume_input()
-    except psycopg.OperationalError as error:
-        raise sa.exc.DisconnectionError("The database closed an idle connection") from error
+        while idle.poll(0):
+            raw.pgconn.consume_input()
+    except psycopg.OperationalError:
+        return True
+    return False
 
 
 @asynccontextmanager
@@ -347,8 +324,15 @@ async def driver(connection: AsyncConnection) -> AsyncIterator[psycopg.AsyncConn
     """Lend psycopg's own connection, in the transaction of `connection`; failures are translated as the engine's."""
     raw = (await connection.get_raw_connection()).driver_connection
     assert isinstance(raw, psycopg.AsyncConnection)  # noqa: S101 - the engine is made for this driver
-    try:
+    with translated():
         yield raw
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise `Unavailable` for errors of the block that mean it, and the driver's for others."""
+    try:
+        yield
     except psycopg.Error as error:
         if (unavailable := _unavailable(error)) is not None:
             raise unavailable from error
@@ -362,12 +346,12 @@ def _translate(context: ExceptionContext) -> BaseException | None:
         return None
     if context.is_disconnect:
         is_committing = context.connection is not None and context.connection.info.get("is_committing")
-        return errors.Unavailable(_IN_DOUBT if is_committing else _SILENCE)
+        return errors.Unavailable(_IN_DOUBT if is_committing else SILENCE)
     return _unavailable(error)
 
 
 def _unavailable(error: psycopg.Error) -> errors.Unavailable | None:
     if error.sqlstate is None:
-        return errors.Unavailable(_SILENCE) if isinstance(error, psycopg.OperationalError) else None
+        return errors.Unavailable(SILENCE) if isinstance(error, psycopg.OperationalError) else None
     reason = next((text for state, text in _UNAVAILABLE.items() if error.sqlstate.startswith(state)), None)
     return None if reason is None else errors.Unavailable(reason)

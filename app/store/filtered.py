@@ -49,7 +49,7 @@ def estimate(raw: ScanConnection, index: Index, clauses: Clauses) -> Estimate:
     percent = f"least(100, 100 * {n_pages} * 8192.0 / greatest(1, pg_relation_size('{name}')))"
     condition = statements.clauses_met(clauses)
     sample = f"SELECT count(*), count(*) FILTER (WHERE {condition}) FROM {name} TABLESAMPLE SYSTEM ({percent})"
-    with statements.round_trip(raw, index) as trip:
+    with statements.IndexTrip(raw, index) as trip:
         count = "SELECT coalesce(sum(n_items), 0)::bigint FROM item_counts WHERE index_id = %s"
         counted = trip.execute(count, (index.id,))
         sampled = trip.execute(sample, tuple(clauses))

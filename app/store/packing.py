@@ -41,7 +41,7 @@ def in_parts(dimension: int | None, limit: int) -> tuple[str, str]:
 def unpacked(item_keys: bytes | None, *columns: bytes | None) -> Candidates:
     """Return the candidates of a row of `CANDIDATES` or `CANDIDATES_AND_METADATA`; of none, all is NULL."""
     lengths, values = columns[::2], columns[1::2]
-    joined = [Joined(value or b"", numbers(length)) for length, value in zip(lengths, values, strict=True)]
+    joined = [Joined(value or b"", length or b"") for length, value in zip(lengths, values, strict=True)]
     return Candidates(keys(item_keys), *joined)
 
 

@@ -4,11 +4,12 @@ psycopg's own pipeline looks at the socket around each of its statements and wai
 sends three statements and waits for one answer: here they are one write and one wait (docs/decisions/0072).
 """
 
+import asyncio
 import functools
 import re
-import select
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from select import POLLIN, POLLOUT, poll
 from typing import Any, NamedTuple, Self, TypeAlias
 
 import psycopg
@@ -16,7 +17,7 @@ from psycopg import adapt
 from psycopg import errors as pg
 from psycopg.abc import Buffer, Transformer
 from psycopg.adapt import PyFormat
-from psycopg.pq import ConnStatus, ExecStatus, Format
+from psycopg.pq import ConnStatus, ExecStatus, Format, PipelineStatus
 from psycopg.pq.abc import PGresult
 
 # As many as psycopg keeps.
@@ -53,6 +54,8 @@ class Answer:
 
 # What the database answers to: a statement, one that it prepares, or one that it forgets.
 _Expected: TypeAlias = Answer | tuple[bytes, tuple[int, ...]] | None
+# Yields what to wait for on the connection's socket, in the words of poll(2), each time that it has to be waited for.
+Waits: TypeAlias = Generator[int, None, None]
 
 
 class _Statement(NamedTuple):
@@ -66,8 +69,9 @@ class _Statement(NamedTuple):
 class RoundTrip:
     """Sends the statements of the block when it ends, as one transaction, and waits for the answers to all of them.
 
-    They only read: they may be sent twice. Nothing is sent when the block raises. Raises `psycopg.Error` when a
-    statement fails or the connection is lost.
+    `with` blocks its thread meanwhile, `async with` lets the event loop go on. The statements only read: they may be
+    sent twice. Nothing is sent when the block raises. Raises `psycopg.Error` when a statement fails or the connection
+    is lost.
     """
 
     def __init__(self, raw: ScanConnection) -> None:
@@ -78,14 +82,15 @@ class RoundTrip:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            return
-        try:
-            self._make()
-        except pg.InvalidSqlStatementName:
-            # psycopg deallocates all that is prepared when it rolls back, and a pooler may hand on another session.
-            self._raw.prepared.clear()
-            self._make()
+        if kind is None:
+            _wait(self._raw, self.steps())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            await _wait_on_loop(self._raw, self.steps())
 
     def execute(self, statement: str, parameters: Sequence[Any] = ()) -> Answer:
         """Add a statement with placeholders `%s` or `%b`; its values are adapted as psycopg does it."""
@@ -96,32 +101,30 @@ class RoundTrip:
         self._statements.append(_Statement(text, values, types, pq_formats, answer))
         return answer
 
-    def _make(self) -> None:
+    def steps(self) -> Waits:
+        """Make the round trip, a step after each wait."""
         try:
-            expected, results = self._exchange()
-        except BaseException:
-            # The rest of the answers may be on its way.
-            self._raw.close()
-            raise
-        self._read(expected, results)
+            self._read(*(yield from self._exchanged()))
+        except pg.InvalidSqlStatementName:
+            # psycopg deallocates all that is prepared when it rolls back, and a pooler may hand on another session.
+            self._raw.prepared.clear()
+            self._read(*(yield from self._exchanged()))
 
-    def _exchange(self) -> tuple[list[_Expected], list[PGresult]]:
+    def _exchanged(self) -> Generator[int, None, tuple[list[_Expected], list[PGresult]]]:
         """Send all and return the answers, with what each of them is an answer to."""
         self._pgconn.enter_pipeline_mode()
         expected = [each for statement in self._statements for each in self._send(statement)]
         self._pgconn.pipeline_sync()
-        poll = select.poll()
-        poll.register(self._pgconn.socket, select.POLLIN | select.POLLOUT)
         while self._pgconn.flush():
+            yield POLLIN | POLLOUT
             # The database may have to get rid of answers before it takes more.
-            if any(events & ~select.POLLOUT for _, events in poll.poll()):
-                self._pgconn.consume_input()
-        poll.modify(self._pgconn.socket, select.POLLIN)
-        results = [self._next_result(poll) for _ in expected]
-        # The mark at the end.
-        self._next_result(poll)
+            self._pgconn.consume_input()
+        results: list[PGresult] = []
+        # One more for the mark at the end.
+        while len(results) <= len(expected):
+            results.append((yield from self._next_result()))
         self._pgconn.exit_pipeline_mode()
-        return expected, results
+        return expected, results[:-1]
 
     def _send(self, statement: _Statement) -> Iterator[_Expected]:
         """Send a statement, prepared if it may be, and yield what the database will answer to."""
@@ -144,11 +147,11 @@ class RoundTrip:
         self._pgconn.send_query_prepared(prepared[key], statement.values, statement.formats, Format.BINARY)
         yield statement.answer
 
-    def _next_result(self, poll: select.poll) -> PGresult:
-        """Wait for the next answer and return it. Raises `OperationalError` when there will be none."""
+    def _next_result(self) -> Generator[int, None, PGresult]:
+        """Return the next answer. Raises `OperationalError` when there will be none."""
         while self._pgconn.status == ConnStatus.OK:
             while self._pgconn.is_busy():
-                poll.poll()
+                yield POLLIN
                 self._pgconn.consume_input()
             # Behind each answer comes None.
             if (result := self._pgconn.get_result()) is not None:
@@ -169,6 +172,45 @@ class RoundTrip:
                 each.rows = transformer.load_rows(0, result.ntuples, tuple)
         # Megabytes, until the next round trip.
         transformer.set_pgresult(None)
+
+
+def _wait(raw: ScanConnection, waits: Waits) -> None:
+    socket, ready = raw.pgconn.socket, poll()
+    try:
+        for events in waits:
+            ready.register(socket, events)
+            ready.poll()
+    finally:
+        _end(raw)
+
+
+async def _wait_on_loop(raw: ScanConnection, waits: Waits) -> None:
+    loop, socket = asyncio.get_running_loop(), raw.pgconn.socket
+    try:
+        for events in waits:
+            ready = loop.create_future()
+            loop.add_reader(socket, _wake, ready)
+            if events & POLLOUT:
+                loop.add_writer(socket, _wake, ready)
+            await ready
+            if events & POLLOUT:
+                loop.remove_writer(socket)
+    finally:
+        loop.remove_reader(socket)
+        loop.remove_writer(socket)
+        _end(raw)
+
+
+def _end(raw: ScanConnection) -> None:
+    """Close a connection on which a round trip was not brought to its end: answers may be on their way."""
+    if raw.pgconn.pipeline_status != PipelineStatus.OFF:
+        raw.close()
+
+
+def _wake(ready: asyncio.Future[None]) -> None:
+    # The socket may be ready for both.
+    if not ready.done():
+        ready.set_result(None)
 
 
 @functools.lru_cache(4 * _MAX_PREPARED)

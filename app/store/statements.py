@@ -3,8 +3,7 @@
 A filter comes as clauses: an item can only match if it has, for each clause, one of its tokens.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from psycopg import errors as pg
@@ -13,7 +12,7 @@ from app.domain import Index
 from app.store.engine import Tokens, VarBit
 from app.store.indexes import StaleIndex
 from app.store.partitions import sketch_expression
-from app.store.round_trip import RoundTrip, ScanConnection
+from app.store.round_trip import RoundTrip, ScanConnection, Waits
 from app.store.tables import partition_name
 
 Clauses: TypeAlias = Sequence[Tokens]
@@ -71,7 +70,7 @@ def found_for_each(
 ) -> list[list[list[Any]]]:
     """Return what a statement finds for each sketch; these are the first of the parameters. Raises `StaleIndex`."""
     sketches, *others = parameters
-    with round_trip(raw, index) as trip:
+    with IndexTrip(raw, index) as trip:
         trip.execute(*settings)
         found = trip.execute(statement, ([VarBit(sketch) for sketch in sketches], index.id, *others))
     answer: list[list[list[Any]]] = [[] for _ in sketches]
@@ -80,16 +79,21 @@ def found_for_each(
     return answer
 
 
-@contextmanager
-def round_trip(raw: ScanConnection, index: Index) -> Iterator[RoundTrip]:
-    """Send the statements of the block in one round trip, and raise `StaleIndex` when `index` is out of date."""
-    try:
-        with RoundTrip(raw) as trip:
-            revision = trip.execute(REVISION, (index.id,))
-            yield trip
-    except pg.UndefinedTable as error:
-        raise StaleIndex from error
-    check_revision(revision.rows, index)
+class IndexTrip(RoundTrip):
+    """A round trip to the items of `index`. Raises `StaleIndex` when that is no longer the row as it is now."""
+
+    def __init__(self, raw: ScanConnection, index: Index) -> None:
+        super().__init__(raw)
+        self._index = index
+        self._revision = self.execute(REVISION, (index.id,))
+
+    def steps(self) -> Waits:
+        """Make the round trip, a step after each wait."""
+        try:
+            yield from super().steps()
+        except pg.UndefinedTable as error:
+            raise StaleIndex from error
+        check_revision(self._revision.rows, self._index)
 
 
 def check_revision(rows: Sequence[tuple[Any, ...]], index: Index) -> None:

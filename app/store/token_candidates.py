@@ -88,7 +88,7 @@ def by_keys(raw: ScanConnection, index: Index, item_keys: Sequence[bytes]) -> Ca
     n_together = packing.n_together(index.dimension)
     parts = [ItemKeys(item_keys[start : start + n_together]) for start in range(0, max(1, len(item_keys)), n_together)]
     statement = f"{_stored(index)} WHERE index_id = %s AND item_key = ANY(%s)"
-    with statements.round_trip(raw, index) as trip:
+    with statements.IndexTrip(raw, index) as trip:
         found = [trip.execute(statement, (index.id, part)) for part in parts]
     return packing.together([packing.unpacked(*part.one()) for part in found])
 
@@ -103,7 +103,7 @@ def at_places(
     """
     statement = f"{_stored(index)} WHERE ctid = ANY(%s)"
     most = packing.n_together(index.dimension)
-    with statements.round_trip(raw, index) as trip:
+    with statements.IndexTrip(raw, index) as trip:
         changes = trip.execute(_N_CHANGES, (index.id,))
         found = [trip.execute(statement, (Places(item.place for item in items[:most]),)) for items in wanted]
     if n_changes not in {None, changes.one()[0]}:
@@ -126,7 +126,7 @@ def everything(raw: ScanConnection, index: Index, clauses: Clauses, *, most: int
             LIMIT {most + 1:d}
         ) AS met
         """
-    with statements.round_trip(raw, index) as trip:
+    with statements.IndexTrip(raw, index) as trip:
         trip.execute(statements.GIN_SETTINGS)
         # Before the items: a change in between makes the number outdated, never the items.
         changes = trip.execute(_N_CHANGES, (index.id,))

@@ -2,12 +2,13 @@
 
 import os
 import socket
+from contextlib import closing
 
 import psycopg
 import pytest
 
 from app.settings import Settings
-from app.store.engine import create_scan_engine, scan_driver
+from app.store.scan_pool import ScanPool
 from tests.faults.postgres import Way
 
 
@@ -24,7 +25,5 @@ def socket_options(raw: psycopg.Connection[object]) -> tuple[int, ...]:
     ids=["ours", "another time", "none"],
 )
 def test_a_connection_finds_out_that_the_host_is_gone(way: Way, given: str, expected: tuple[int, ...]) -> None:
-    engine = create_scan_engine(Settings(), way.dsn + given)
-    with scan_driver(engine) as raw:
+    with closing(ScanPool(Settings(), way.dsn + given)) as pool, pool.lend_blocking() as raw:
         assert socket_options(raw)[: len(expected)] == expected
-    engine.dispose()

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app import errors
 from app.settings import Settings
 from app.store.dsn import database_url
-from app.store.engine import VarBit, create_engine, create_scan_engine, maintenance_connection, scan_driver
+from app.store.engine import VarBit, create_engine, maintenance_connection
 
 SKETCH = VarBit(bytes([0b1010_0101, 0xFF, 0x00, 0x01]))
 BITS = "10100101111111110000000000000001"
@@ -83,13 +83,6 @@ async def test_a_server_that_refuses_is_unavailable(settings: Settings) -> None:
         with pytest.raises(errors.Unavailable):
             async with engine.connect():
                 pass
-
-
-def test_a_server_that_refuses_is_unavailable_to_scans(settings: Settings) -> None:
-    engine = create_scan_engine(settings, "postgresql://nobody@127.0.0.1:1/nothing")
-    with pytest.raises(errors.Unavailable), scan_driver(engine):
-        pass
-    engine.dispose()
 
 
 async def test_a_pool_without_a_free_connection_is_overloaded(settings: Settings, database_dsn: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import closing
 from typing import Any
 from unittest.mock import Mock
 
@@ -20,7 +21,8 @@ from app.domain import Caller, FieldPolicy, Index, IndexAccess, Item, Matrix, Ne
 from app.services import estimates, filtered, plan, token_search, token_sets
 from app.services.context import ServiceContext
 from app.settings import Settings
-from app.store.engine import Tokens, create_scan_engine, scan_driver
+from app.store.engine import Tokens
+from app.store.scan_pool import ScanPool
 from tests import filter_strategies, naive_filters
 
 pytestmark = pytest.mark.anyio
@@ -272,13 +274,11 @@ async def test_the_plans_use_the_indexes_they_are_made_for(
             await connection.execute(sa.text("ANALYZE"))
             statistics = sa.text("SELECT tablename FROM pg_stats WHERE attname = 'tokens'")
             assert (await connection.execute(statistics)).all() == []
-    scan_engine = create_scan_engine(settings, database_dsn)
     clauses = [Tokens([bytes(8)]), Tokens([bytes(8), bytes([1] * 8)])]
-    with scan_driver(scan_engine) as raw:
+    with closing(ScanPool(settings, database_dsn)) as pool, pool.lend_blocking() as raw:
         sketch = bytes((index.sketch_bits or 0) // 8)
         by_tokens = store.token_candidates.explain(raw, index, [sketch], clauses, uses_tokens=True)
         by_sketch = store.token_candidates.explain(raw, index, [sketch], clauses, uses_tokens=False)
-    scan_engine.dispose()
     assert f"Bitmap Index Scan on {store.tables.partition_name(index.id)}_tokens_idx" in by_tokens
     assert f"Index Scan using {store.tables.ivf_name(index.id, 1)}" in by_sketch
     for text in (by_tokens, by_sketch):
@@ -302,14 +302,13 @@ async def test_a_filter_that_takes_too_long_is_given_up(settings: Settings) -> N
     async with ServiceContext.open(settings) as services:
         await fill(services)
         assert await services.vectors.count(ACCESS) == N_ITEMS
-        scan_engine = create_scan_engine(settings, settings.database_url or "")
         opened = await services.vectors._opener.open(ACCESS)
         tree = filters.grammar.parse({"one": {"$gt": 1}})
-        search = filtered.FilteredSearch(scan_engine, opened, tree, filtered.Known(), timeout_ms=1)
-        await asyncio.sleep(0.01)
-        with pytest.raises(errors.Unavailable, match="too long"):
-            search.count()
-        scan_engine.dispose()
+        with closing(ScanPool(settings, settings.database_url or "")) as pool:
+            search = filtered.FilteredSearch(pool, opened, tree, filtered.Known(), timeout_ms=1)
+            await asyncio.sleep(0.01)
+            with pytest.raises(errors.Unavailable, match="too long"):
+                search.count()
 
 
 async def test_a_changed_metadata_value_is_reported_and_never_skipped(

@@ -1,7 +1,9 @@
 """Statements sent together: answers, failures, what is prepared and what is forgotten."""
 
+import asyncio
 import contextlib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from uuid import UUID
 
@@ -10,18 +12,23 @@ from psycopg import errors as pg
 
 from app import errors
 from app.settings import Settings
-from app.store.engine import ItemKeys, Tokens, VarBit, create_scan_engine, scan_driver
-from app.store.round_trip import RoundTrip, ScanConnection
+from app.store.engine import ItemKeys, Tokens, VarBit
+from app.store.round_trip import Answer, RoundTrip, ScanConnection
+from app.store.scan_pool import ScanPool
 
 _N_PREPARED = "SELECT count(*) FROM pg_prepared_statements"
 
 
 @pytest.fixture
-def raw(settings: Settings, database_dsn: str) -> Iterator[ScanConnection]:
-    engine = create_scan_engine(replace(settings, pool_size=1), database_dsn)
-    with scan_driver(engine) as raw:
+def pool(settings: Settings, database_dsn: str) -> Iterator[ScanPool]:
+    with closing(ScanPool(settings, database_dsn)) as pool:
+        yield pool
+
+
+@pytest.fixture
+def raw(pool: ScanPool) -> Iterator[ScanConnection]:
+    with pool.lend_blocking() as raw:
         yield raw
-    engine.dispose()
 
 
 def ask(raw: ScanConnection, statement: str, *parameters: object) -> object:
@@ -113,39 +120,86 @@ def test_statements_that_others_deallocated_are_prepared_again(raw: ScanConnecti
 
 
 def test_nothing_is_prepared_where_the_settings_forbid_it(settings: Settings, database_dsn: str) -> None:
-    engine = create_scan_engine(replace(settings, prepare_threshold=-1), database_dsn)
-    with scan_driver(engine) as raw:
+    unprepared = replace(settings, prepare_threshold=-1)
+    with closing(ScanPool(unprepared, database_dsn)) as pool, pool.lend_blocking() as raw:
         assert [ask(raw, "SELECT %s", VarBit(b"\x07")) for _ in range(9)] == [VarBit(b"\x07")] * 9
         assert n_prepared(raw) == 0
-    engine.dispose()
+
+
+LARGE = bytes(range(256)) * 40_000
+LARGE_QUESTION = "SELECT %s::bytea, repeat('x', 10000000)"
+
+
+def assert_large(answers: list[Answer]) -> None:
+    assert all(answer.one()[0] == LARGE and len(answer.one()[1]) == 10_000_000 for answer in answers)
 
 
 def test_questions_and_answers_larger_than_all_buffers(raw: ScanConnection) -> None:
-    large = bytes(range(256)) * 40_000
     with RoundTrip(raw) as trip:
-        answers = [trip.execute("SELECT %s::bytea, repeat('x', 10000000)", (large,)) for _ in range(3)]
-    assert all(answer.one()[0] == large and len(answer.one()[1]) == 10_000_000 for answer in answers)
+        answers = [trip.execute(LARGE_QUESTION, (LARGE,)) for _ in range(3)]
+    assert_large(answers)
 
 
-def test_a_lost_connection_is_unavailable_and_replaced(settings: Settings, database_dsn: str) -> None:
-    engine = create_scan_engine(replace(settings, pool_size=1), database_dsn)
-    with pytest.raises(errors.Unavailable), scan_driver(engine) as raw:
+async def test_the_event_loop_goes_on_while_it_waits(pool: ScanPool) -> None:
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.01)
+            ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    async with pool.lend() as raw, pool.lend() as other:
+
+        async def sleep(connection: ScanConnection) -> None:
+            async with RoundTrip(connection) as trip:
+                trip.execute("SELECT pg_sleep(0.3)")
+
+        await asyncio.gather(sleep(raw), sleep(other))
+        async with RoundTrip(raw) as trip:
+            answers = [trip.execute(LARGE_QUESTION, (LARGE,)) for _ in range(3)]
+    assert_large(answers)
+    ticking.cancel()
+    assert ticks > 10
+
+
+def test_a_lost_connection_is_unavailable_and_replaced(pool: ScanPool) -> None:
+    with pytest.raises(errors.Unavailable), pool.lend_blocking() as raw:
         ask(raw, "SELECT pg_terminate_backend(pg_backend_pid())")
-    with scan_driver(engine) as raw:
+    with pool.lend_blocking() as raw:
         assert ask(raw, "SELECT 8") == 8
-    engine.dispose()
+
+
+async def test_a_connection_lost_while_the_loop_waits_is_unavailable_and_replaced(pool: ScanPool) -> None:
+    with pytest.raises(errors.Unavailable):
+        async with pool.lend() as raw, RoundTrip(raw) as trip:
+            trip.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+    async with pool.lend() as raw, RoundTrip(raw) as trip:
+        answer = trip.execute("SELECT 8")
+    assert answer.one() == (8,)
 
 
 def test_an_interrupted_round_trip_leaves_no_connection_behind_that_owes_answers(
-    settings: Settings, database_dsn: str, monkeypatch: pytest.MonkeyPatch
+    pool: ScanPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    engine = create_scan_engine(replace(settings, pool_size=1), database_dsn)
-    with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt), scan_driver(engine) as raw:
+    with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt), pool.lend_blocking() as raw:
         patched.setattr(RoundTrip, "_next_result", interrupted)
         ask(raw, "SELECT 1")
-    with scan_driver(engine) as raw:
+    with pool.lend_blocking() as raw:
         assert ask(raw, "SELECT 2") == 2
-    engine.dispose()
+
+
+async def test_a_cancelled_round_trip_leaves_no_connection_behind_that_owes_answers(pool: ScanPool) -> None:
+    async def sleep() -> None:
+        async with pool.lend() as raw, RoundTrip(raw) as trip:
+            trip.execute("SELECT pg_sleep(60)")
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(sleep(), 0.2)
+    async with pool.lend() as raw, RoundTrip(raw) as trip:
+        answer = trip.execute("SELECT 2")
+    assert answer.one() == (2,)

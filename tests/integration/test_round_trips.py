@@ -11,7 +11,6 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-import sqlalchemy as sa
 from psycopg.pq import Trace
 
 from app import store
@@ -19,6 +18,7 @@ from app.domain import Caller, Candidates, IndexAccess, Item, NewIndex, Query
 from app.services import estimates
 from app.services.context import ServiceContext
 from app.settings import Settings
+from app.store.scan_pool import ScanPool
 
 D = 32
 N_ITEMS = 700
@@ -40,12 +40,11 @@ async def services(settings: Settings) -> AsyncIterator[ServiceContext]:
 
 
 @contextmanager
-def counted(engine: sa.Engine, path: Path) -> Iterator[Counter[str]]:
-    """Count the messages of the protocol on the engine's connection, by name, until the block ends."""
+def counted(pool: ScanPool, path: Path) -> Iterator[Counter[str]]:
+    """Count the messages of the protocol on the pool's connection, by name, until the block ends."""
     counts: Counter[str] = Counter()
-    connection = engine.raw_connection()
-    pgconn = connection.driver_connection.pgconn  # type: ignore[union-attr]
-    connection.close()
+    with pool.lend_blocking() as raw:
+        pgconn = raw.pgconn
     with path.open("w+") as trace:
         pgconn.trace(trace.fileno())
         pgconn.set_trace_flags(Trace.SUPPRESS_TIMESTAMPS)
@@ -59,13 +58,13 @@ async def search(services: ServiceContext, tmp_path: Path, query: Query) -> Coun
     await services.vectors.query(ACCESS, query)
     nearest, found = store.candidates.nearest, []
 
-    def remembered(*args: Any, **options: Any) -> list[Candidates]:
-        found.extend(nearest(*args, **options))
+    async def remembered(*args: Any, **options: Any) -> list[Candidates]:
+        found.extend(await nearest(*args, **options))
         return found
 
     with (
         patch.object(store.candidates, "nearest", remembered),
-        counted(services.vectors._searcher._engine, tmp_path / "trace") as counts,
+        counted(services.vectors._searcher._connections, tmp_path / "trace") as counts,
     ):
         await services.vectors.query(ACCESS, query)
     counts["candidates"] = sum(len(candidates.item_keys) for candidates in found)

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from app import errors, store
 from app.domain import Caller, IndexAccess, Item, Matrix, NewIndex, Query
 from app.services.context import ServiceContext
 from app.settings import Settings
-from app.store.engine import create_scan_engine, scan_driver
+from app.store.scan_pool import ScanPool
 
 pytestmark = pytest.mark.anyio
 
@@ -100,10 +101,8 @@ async def test_the_candidate_query_uses_the_ivfflat_index(
         index = await store.indexes.by_name(connection, "test")
         assert index is not None
     sketch = bytes((index.sketch_bits or 0) // 8)
-    scan_engine = create_scan_engine(settings, settings.database_url or "")
-    with scan_driver(scan_engine) as raw:
+    with closing(ScanPool(settings, settings.database_url or "")) as pool, pool.lend_blocking() as raw:
         plans = [store.candidates.explain(raw, index, [sketch] * n, pool=10) for n in (1, 2)]
-    scan_engine.dispose()
     for plan in plans:
         assert f"Index Scan using {store.tables.ivf_name(index.id, 1)}" in plan
         assert "Seq Scan" not in plan

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -28,8 +29,8 @@ from app.domain import (
 from app.services import trainer as trainers
 from app.services.context import ServiceContext
 from app.settings import Settings
-from app.store.engine import create_scan_engine, scan_driver
 from app.store.presence import Presence
+from app.store.scan_pool import ScanPool
 from app.store.training import Claim, ClaimLost
 
 pytestmark = pytest.mark.anyio
@@ -112,11 +113,8 @@ async def assert_clean(engine: AsyncEngine) -> None:
 
 
 def plan_of_a_search(settings: Settings, index: Index) -> str:
-    scan_engine = create_scan_engine(settings, settings.database_url or "")
-    with scan_driver(scan_engine) as raw:
-        plan = store.candidates.explain(raw, index, [bytes((index.sketch_bits or 0) // 8)], pool=10)
-    scan_engine.dispose()
-    return plan
+    with closing(ScanPool(settings, settings.database_url or "")) as pool, pool.lend_blocking() as raw:
+        return store.candidates.explain(raw, index, [bytes((index.sketch_bits or 0) // 8)], pool=10)
 
 
 def exact(metric: str, queries: Matrix, vectors: Matrix, k: int) -> list[set[str]]:
