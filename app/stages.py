@@ -16,7 +16,7 @@ Answer = TypeVar("Answer")
 
 # Until the body is read: routing, guards, dependencies.
 DISPATCH = "dispatch"
-# Every search waits for a thread to scan in, if only for microseconds; nothing else does.
+# Every search waits for its turn, if only for microseconds; one with a filter, for a thread, too. Nothing else does.
 SCAN_QUEUE = "wait"
 # After that, what no stage is named for.
 OTHER = "other"

@@ -75,7 +75,7 @@ class Searcher:
             async with asyncio.timeout(self._patience_s):
                 await self._turns.acquire()
         except TimeoutError:
-            raise errors.Overloaded("Too many searches are in work; try again later") from None
+            raise errors.Overloaded("All search connections are busy; try again later") from None
 
     def close(self) -> None:
         """Wait for the searches in work and let the threads go."""

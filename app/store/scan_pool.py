@@ -6,7 +6,7 @@ database is silent. This one lends at once what is idle, and has the rest made i
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import psycopg
 import sqlalchemy as sa
@@ -49,10 +49,11 @@ class ScanPool:
             self._idle.pop().close()
 
     def _take(self) -> ScanConnection | None:
-        while self._idle:
-            if not is_closed(raw := self._idle.pop()):
-                return raw
-            raw.close()
+        # Empty it may be at any time: threads take from it, too.
+        with suppress(IndexError):
+            while is_closed(raw := self._idle.pop()):
+                raw.close()
+            return raw
         return None
 
     def _add(self) -> None:

@@ -33,7 +33,7 @@ async def lock(blocker: psycopg.AsyncConnection, table: str) -> None:
 @pytest.mark.parametrize(
     ("table", "route", "fields"),
     [("item_counts", "vectors/upsert", {"items": [ITEM]}), ("indexes", "vectors/query", {"query_vectors": [1, 2]})],
-    ids=["connections", "search threads"],
+    ids=["connections", "search connections"],
 )
 async def test_who_finds_every_connection_taken_is_told_to_come_back(
     postgres: Postgres, table: str, route: str, fields: dict[str, object]
