@@ -9,6 +9,7 @@ import contextvars
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -182,13 +183,11 @@ def open_metadata(opened: OpenIndex, item_key: bytes, sealed: bytes | None) -> M
 
 def _best_of(opened: OpenIndex, query: Vector, found: Candidates, vectors: Matrix, top_k: int) -> list[Winner]:
     order, distances = search.rerank.nearest(opened.index.metric, query, vectors, top_k)
-    winners = []
-    for row, distance in zip(order.tolist(), distances.tolist(), strict=True):
-        item_key = found.item_keys[row]
-        item_id = opened.keys.ids.open(item_key, found.sealed_ids[row]).decode()
-        sealed_metadata = found.sealed_metadata[row] or None if found.sealed_metadata else None
-        winners.append(Winner(item_key, item_id, distance, vectors[row], sealed_metadata))
-    return winners
+    rows = order.tolist()
+    item_keys = [found.item_keys[row] for row in rows]
+    ids = opened.keys.ids.open_all(item_keys, (found.sealed_ids[row] for row in rows))
+    metadata = [found.sealed_metadata[row] or None for row in rows] if found.sealed_metadata else repeat(None)
+    return list(map(Winner, item_keys, map(bytes.decode, ids), distances.tolist(), vectors[order], metadata))
 
 
 @timed("open")

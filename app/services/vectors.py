@@ -236,4 +236,5 @@ def _open_item(opened: OpenIndex, item_id: str, row: store.items.SealedFields, i
 
 @timed("open")
 def _open_ids(index_keys: keys.IndexKeys, rows: Sequence[tuple[bytes, bytes]]) -> list[str]:
-    return [index_keys.ids.open(item_key, sealed_id).decode() for item_key, sealed_id in rows]
+    opened = index_keys.ids.open_all((item_key for item_key, _ in rows), (sealed_id for _, sealed_id in rows))
+    return [item_id.decode() for item_id in opened]

@@ -69,6 +69,18 @@ def test_error_names_the_column_and_nothing_else() -> None:
 def test_truncated_or_unknown_version_is_rejected(sealed: bytes) -> None:
     with pytest.raises(DataCorrupted):
         INDEX_KEYS.contents.open(ITEM_KEY, sealed)
+    with pytest.raises(DataCorrupted):
+        INDEX_KEYS.contents.open_all([ITEM_KEY], [sealed])
+
+
+def test_values_opened_together_are_each_bound_to_their_row() -> None:
+    plaintexts, of_rows = [b"", b"a", b"bc"], item_keys(3)
+    sealed = INDEX_KEYS.contents.seal_all(of_rows, plaintexts)
+    assert INDEX_KEYS.contents.open_all(of_rows, sealed) == plaintexts
+    assert INDEX_KEYS.contents.open_all([], []) == []
+    for wrong in ([of_rows[0], of_rows[2], of_rows[1]], [*of_rows[:2], of_rows[2][:-1]]):
+        with pytest.raises(DataCorrupted):
+            INDEX_KEYS.contents.open_all(wrong, sealed)
 
 
 def test_key_material_of_another_length_is_refused() -> None:

@@ -42,6 +42,8 @@ def test_nothing_that_is_stored_opens_for_a_writer(column: str) -> None:
         with pytest.raises(DataCorrupted):
             sealer(writer(), column).open(ITEM_KEY, sealed)
         with pytest.raises(DataCorrupted):
+            sealer(writer(), column).open_all([ITEM_KEY], [sealed])
+        with pytest.raises(DataCorrupted):
             sealer(writer(), column).open_rows([ITEM_KEY], [sealed], np.dtype(np.uint8), 1)
 
 
@@ -90,6 +92,7 @@ def test_rows_of_all_kinds_open_together() -> None:
         for n, (item_key, row) in enumerate(zip(item_keys, rows, strict=True))
     ]
     assert np.array_equal(INDEX_KEYS.vectors.open_rows(item_keys, sealed, FLOAT32, 3), rows)
+    assert INDEX_KEYS.vectors.open_all(item_keys, sealed) == [row.tobytes() for row in rows]
     only_writers = slice(1, None, 3)
     opened = INDEX_KEYS.vectors.open_rows(item_keys[only_writers], sealed[only_writers], FLOAT32, 3)
     assert np.array_equal(opened, rows[only_writers])
