@@ -50,8 +50,10 @@ def latency(axes: Any, results: Results) -> None:
         axes.bar([place + shift for place in places], [row[name]["p50_ms"] for row in rows], 0.4, label=name)
     for place, row in zip(places, rows, strict=True):
         axes.annotate(f"{row['p50_ratio']:.2f}", (place, row["sealdex"]["p50_ms"]), ha="right", va="bottom")
-    axes.set_xticks(places, [f"top {row['top_k']}\nrecall {row['sealdex']['recall']:.3f}" for row in rows])
-    axes.set(ylabel="p50, ms", title="at the same recall")
+    axes.set_xticks(
+        places, [f"top {row['top_k']}\n{row['n_lists']} lists\n{row['sealdex']['recall']:.3f}" for row in rows]
+    )
+    axes.set(ylabel="p50, ms", title="at the same recall (last line)")
     axes.legend()
 
 
