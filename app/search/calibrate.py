@@ -21,7 +21,7 @@ MAX_POOL = 2_000
 # Measured with all lists only, where no smaller pool keeps the promise.
 DEEP_POOL = 10_000
 
-_POOL_STEP = 1.1
+_POOL_STEP = 1.2
 # Recall measured on a sample is uncertain; a promise is kept if the recall is above it by so many standard errors.
 _STANDARD_ERRORS = 1.5
 # With few queries, the best of many settings owes more to luck.
