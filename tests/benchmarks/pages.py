@@ -128,6 +128,7 @@ def _latency(result: Results) -> str:
         " pgvector through psycopg, in the same PostgreSQL, with as many lists and the fewest probes that reach that"
         " recall. An index trains itself at 10,001 items; trained again at the end, it has the lists for all. The ratio"
         " is not the same in every run: scanning floats suffers more from a neighbour who is busy with the memory."
+        " Python was a distribution's, built with optimisations."
     )
     head = (
         "top_k",
