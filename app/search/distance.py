@@ -4,6 +4,7 @@ All arithmetic is float32 where that is sound and float64 where float32 would ov
 answers are float32. An identical vector has distance exactly 0.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,11 @@ def cosine(query: Vector, candidates: Matrix) -> Vector:
 
     The zero vector is at distance exactly 1 from everything.
     """
-    query_norm, norms = float(np.vecdot(query, query)), np.vecdot(candidates, candidates)
+    with np.errstate(over="ignore"):
+        query_norm, norms = float(np.vecdot(query, query)), np.vecdot(candidates, candidates)
     if _are_safe(query_norm, query_norm) and _are_safe(norms.min(initial=1), norms.max(initial=1)):
-        similarity = candidates @ query / np.sqrt(query_norm * norms)
+        # Not the root of the product, which may be out of range.
+        similarity = candidates @ query / (math.sqrt(query_norm) * np.sqrt(norms))
     else:
         similarity = _unit(candidates) @ _unit(query[None])[0]
     answer: Vector = np.clip(1 - similarity, 0, 2).astype(np.float32, copy=False)
@@ -52,7 +55,12 @@ def _squared_euclidean(query: Vector, candidates: Matrix) -> Vector:
     with np.errstate(over="ignore"):
         difference = candidates - query
         squared: Vector = np.vecdot(difference, difference)
-    if _are_safe(squared.min(where=squared > 0, initial=1), squared.max(initial=1)):
+    is_positive = squared > 0
+    if _are_safe(squared.min(where=is_positive, initial=1), squared.max(initial=1)) and all(
+        # Else it has vanished.
+        np.array_equal(candidates[row], query)
+        for row in np.flatnonzero(~is_positive)
+    ):
         return squared
     exact = candidates.astype(np.float64) - query
     widened: Vector = np.vecdot(exact, exact)
