@@ -54,6 +54,8 @@ def latency(axes: Any, results: Results) -> None:
         places, [f"top {row['top_k']}\n{row['n_lists']} lists\n{row['sealdex']['recall']:.3f}" for row in rows]
     )
     axes.set(ylabel="p50, ms", title="at the same recall (last line)")
+    # Room for the legend above the bars.
+    axes.margins(y=0.4)
     axes.legend()
 
 
