@@ -18,8 +18,8 @@ Metadata: TypeAlias = Mapping[str, Any]
 
 MAX_DIMENSION = 65_535
 
-_LENGTH = np.dtype(">i4")
-_LENGTH_BYTES = _LENGTH.itemsize
+# As the database writes numbers.
+INT32 = np.dtype(">i4")
 
 
 class Joined(Sequence[bytes]):
@@ -30,14 +30,14 @@ class Joined(Sequence[bytes]):
     def __init__(self, joined: bytes, lengths: bytes) -> None:
         self.joined = joined
         self._lengths = lengths
-        first = lengths[:_LENGTH_BYTES]
+        first = lengths[: INT32.itemsize]
         # That of all, if they have the same.
         self.width = int.from_bytes(first, "big") if first * len(self) == lengths else None
         # Only those who ask for single ones need to know where each ends.
         self._ends: list[int] | None = None
 
     def __len__(self) -> int:
-        return len(self._lengths) // _LENGTH_BYTES
+        return len(self._lengths) // INT32.itemsize
 
     @overload
     def __getitem__(self, place: int) -> bytes: ...
@@ -50,7 +50,7 @@ class Joined(Sequence[bytes]):
         if self.width is not None:
             return self.joined[place * self.width : (place + 1) * self.width]
         if self._ends is None:
-            self._ends = [0, *np.cumsum(np.frombuffer(self._lengths, _LENGTH)).tolist()]
+            self._ends = [0, *np.cumsum(np.frombuffer(self._lengths, INT32)).tolist()]
         return self.joined[self._ends[place] : self._ends[place + 1]]
 
 

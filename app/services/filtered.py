@@ -230,13 +230,9 @@ class FilteredSearch:
         return [[self._match(winner, include) for winner in winners] for winners in found]
 
     def _match(self, winner: Winner, include: frozenset[str]) -> Match:
-        opened, item_key = self._opened, winner.item_key
-        return Match(
-            winner.id,
-            winner.distance if "distance" in include else None,
-            open_metadata(opened, item_key, winner.sealed_metadata) if "metadata" in include else None,
-            winner.vector if "vector" in include else None,
-        )
+        if "metadata" not in include:
+            return winner.match(include)
+        return winner.match(include, open_metadata(self._opened, winner.item_key, winner.sealed_metadata))
 
 
 def _chosen(stored: Candidates, places: Sequence[int]) -> Candidates:

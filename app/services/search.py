@@ -37,6 +37,26 @@ Answer = TypeVar("Answer")
 _decode_metadata = msgspec.json.Decoder(dict).decode
 
 
+class Winner(NamedTuple):
+    """A candidate that made it into the answer, opened."""
+
+    item_key: bytes
+    id: str
+    distance: float
+    vector: Vector
+    # Where the candidates have come with it.
+    sealed_metadata: bytes | None = None
+
+    def match(self, include: frozenset[str], metadata: Metadata | None = None) -> Match:
+        """Return the fields of `include`; its opened metadata is given if it is one of them."""
+        return Match(
+            self.id,
+            self.distance if "distance" in include else None,
+            metadata,
+            self.vector if "vector" in include else None,
+        )
+
+
 class Searcher:
     """Makes searches, as many at a time as there may be connections; a search waits for its turn `patience_s`."""
 
@@ -102,10 +122,10 @@ class Searcher:
         return answer
 
     async def _matches(
-        self, opened: OpenIndex, found: list[list["Winner"]], include: frozenset[str]
+        self, opened: OpenIndex, found: list[list[Winner]], include: frozenset[str]
     ) -> list[list[Match]]:
         if "metadata" not in include:
-            return [[_match(winner, include) for winner in winners] for winners in found]
+            return [[winner.match(include) for winner in winners] for winners in found]
         item_keys = [winner.item_key for winners in found for winner in winners]
         async with stage("sql"), self._connections.lend() as raw:
             sealed = await store.candidates.metadata(raw, opened.index, item_keys)
@@ -115,7 +135,7 @@ class Searcher:
         )
         return [
             # An item that was deleted since it was found is gone from the answer, too.
-            [_match(winner, include, metadata[winner.item_key]) for winner in winners if winner.item_key in metadata]
+            [winner.match(include, metadata[winner.item_key]) for winner in winners if winner.item_key in metadata]
             for winners in found
         ]
 
@@ -132,26 +152,6 @@ class Searcher:
 @timed("sketch")
 def _sketches(encoder: sketch.Encoder, queries: Matrix) -> list[bytes]:
     return [row.tobytes() for row in encoder.encode_queries(queries)]
-
-
-def _match(winner: "Winner", include: frozenset[str], metadata: Metadata | None = None) -> Match:
-    return Match(
-        winner.id,
-        winner.distance if "distance" in include else None,
-        metadata,
-        winner.vector if "vector" in include else None,
-    )
-
-
-class Winner(NamedTuple):
-    """A candidate that made it into the answer, opened."""
-
-    item_key: bytes
-    id: str
-    distance: float
-    vector: Vector
-    # Where the candidates have come with it.
-    sealed_metadata: bytes | None = None
 
 
 @timed("rerank")

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain import Candidates, Joined
+from app.domain import INT32, Candidates, Joined
 
 ITEM_KEY_BYTES = 16
 PLACE_BYTES = 6
-_INT32 = np.dtype(">i4")
 # PostgreSQL makes no value larger than 1 GB, so that very many candidates come as several rows.
 _VALUE_BYTES = 64 * 1024 * 1024
 
@@ -62,7 +61,7 @@ def _cut(joined: bytes, width: int) -> list[bytes]:
 
 def numbers(data: bytes | None) -> NDArray[np.int32]:
     """Return the numbers that `int4send` has written one after the other."""
-    return np.frombuffer(data or b"", _INT32)
+    return np.frombuffer(data or b"", INT32)
 
 
 def together(parts: Sequence[Candidates]) -> Candidates:

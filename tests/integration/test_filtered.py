@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import closing
 from typing import Any
 from unittest.mock import Mock
 
@@ -265,7 +264,7 @@ async def test_fields_that_are_not_filterable_have_no_tokens_and_are_found_all_t
 
 @pytest.mark.parametrize("is_analysed", [False, True])
 async def test_the_plans_use_the_indexes_they_are_made_for(
-    services: ServiceContext, settings: Settings, engine: AsyncEngine, database_dsn: str, is_analysed: bool
+    services: ServiceContext, pool: ScanPool, engine: AsyncEngine, is_analysed: bool
 ) -> None:
     await fill(services)
     async with engine.connect() as connection:
@@ -275,7 +274,7 @@ async def test_the_plans_use_the_indexes_they_are_made_for(
             statistics = sa.text("SELECT tablename FROM pg_stats WHERE attname = 'tokens'")
             assert (await connection.execute(statistics)).all() == []
     clauses = [Tokens([bytes(8)]), Tokens([bytes(8), bytes([1] * 8)])]
-    with closing(ScanPool(settings, database_dsn)) as pool, pool.lend_blocking() as raw:
+    with pool.lend_blocking() as raw:
         sketch = bytes((index.sketch_bits or 0) // 8)
         by_tokens = store.token_candidates.explain(raw, index, [sketch], clauses, uses_tokens=True)
         by_sketch = store.token_candidates.explain(raw, index, [sketch], clauses, uses_tokens=False)
@@ -298,17 +297,16 @@ async def test_long_lists_are_found_though_they_have_no_tokens_of_their_own(serv
         assert await services.vectors.count(ACCESS, wanted) == 1
 
 
-async def test_a_filter_that_takes_too_long_is_given_up(settings: Settings) -> None:
+async def test_a_filter_that_takes_too_long_is_given_up(settings: Settings, pool: ScanPool) -> None:
     async with ServiceContext.open(settings) as services:
         await fill(services)
         assert await services.vectors.count(ACCESS) == N_ITEMS
         opened = await services.vectors._opener.open(ACCESS)
         tree = filters.grammar.parse({"one": {"$gt": 1}})
-        with closing(ScanPool(settings, settings.database_url or "")) as pool:
-            search = filtered.FilteredSearch(pool, opened, tree, filtered.Known(), timeout_ms=1)
-            await asyncio.sleep(0.01)
-            with pytest.raises(errors.Unavailable, match="too long"):
-                search.count()
+        search = filtered.FilteredSearch(pool, opened, tree, filtered.Known(), timeout_ms=1)
+        await asyncio.sleep(0.01)
+        with pytest.raises(errors.Unavailable, match="too long"):
+            search.count()
 
 
 async def test_a_changed_metadata_value_is_reported_and_never_skipped(

@@ -20,12 +20,6 @@ _N_PREPARED = "SELECT count(*) FROM pg_prepared_statements"
 
 
 @pytest.fixture
-def pool(settings: Settings, database_dsn: str) -> Iterator[ScanPool]:
-    with closing(ScanPool(settings, database_dsn)) as pool:
-        yield pool
-
-
-@pytest.fixture
 def raw(pool: ScanPool) -> Iterator[ScanConnection]:
     with pool.lend_blocking() as raw:
         yield raw

@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-from collections.abc import Iterator
 from contextlib import closing
 
 import psycopg
@@ -12,12 +11,6 @@ from app import errors
 from app.settings import Settings
 from app.store import engine
 from app.store.scan_pool import ScanPool
-
-
-@pytest.fixture
-def pool(settings: Settings, database_dsn: str) -> Iterator[ScanPool]:
-    with closing(ScanPool(settings, database_dsn)) as pool:
-        yield pool
 
 
 def backend(raw: psycopg.Connection[object]) -> int:

@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import closing
 
 import numpy as np
 import pytest
@@ -93,7 +92,7 @@ async def test_candidates_that_come_as_several_rows_are_the_same(
 
 
 async def test_the_candidate_query_uses_the_ivfflat_index(
-    services: ServiceContext, engine: AsyncEngine, settings: Settings
+    services: ServiceContext, engine: AsyncEngine, pool: ScanPool
 ) -> None:
     await create(services)
     await services.vectors.upsert(access(), items(clustered(50, D, seed=5)))
@@ -101,7 +100,7 @@ async def test_the_candidate_query_uses_the_ivfflat_index(
         index = await store.indexes.by_name(connection, "test")
         assert index is not None
     sketch = bytes((index.sketch_bits or 0) // 8)
-    with closing(ScanPool(settings, settings.database_url or "")) as pool, pool.lend_blocking() as raw:
+    with pool.lend_blocking() as raw:
         plans = [store.candidates.explain(raw, index, [sketch] * n, pool=10) for n in (1, 2)]
     for plan in plans:
         assert f"Index Scan using {store.tables.ivf_name(index.id, 1)}" in plan
