@@ -1,7 +1,8 @@
 """Exact distances between a query and the rows of a matrix, by the contract's formulas.
 
 All arithmetic is float32 where that is sound and float64 where float32 would overflow or underflow;
-answers are float32. An identical vector has distance exactly 0.
+answers are float32. An identical vector has distance exactly 0, and copies of a vector have the same distance: each
+row is multiplied on its own, because a matrix product rounds a row by its place in the matrix.
 """
 
 import math
@@ -38,9 +39,9 @@ def cosine(query: Vector, candidates: Matrix) -> Vector:
         query_norm, norms = float(np.vecdot(query, query)), np.vecdot(candidates, candidates)
     if _are_safe(query_norm, query_norm) and _are_safe(norms.min(initial=1), norms.max(initial=1)):
         # Not the root of the product, which may be out of range.
-        similarity = candidates @ query / (math.sqrt(query_norm) * np.sqrt(norms))
+        similarity = np.vecdot(candidates, query) / (math.sqrt(query_norm) * np.sqrt(norms))
     else:
-        similarity = _unit(candidates) @ _unit(query[None])[0]
+        similarity = np.vecdot(_unit(candidates), _unit(query[None]))
     answer: Vector = np.clip(1 - similarity, 0, 2).astype(np.float32, copy=False)
     if answer.min(initial=1) < _NEARLY_SAME:
         for row in np.flatnonzero((answer < _NEARLY_SAME) & (answer > 0)):

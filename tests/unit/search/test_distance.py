@@ -1,5 +1,7 @@
 """Exact distances at every magnitude that float32 has, beside the same formula in float64."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -41,6 +43,15 @@ def test_a_vector_is_at_distance_0_from_itself_alone(metric: Metric, magnitude: 
     else:
         assert order[0] == 3
         assert distances[1] > 0
+
+
+@pytest.mark.parametrize("magnitude", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("metric", Metric)
+def test_copies_of_a_vector_have_the_same_distance(metric: Metric, magnitude: float) -> None:
+    for d, seed in product((24, 100, 385), range(10)):
+        query, vector = np.random.default_rng(seed).standard_normal((2, d)).astype(np.float32) * np.float32(magnitude)
+        distances = [distance.distances(metric, query, np.tile(vector, (n, 1))) for n in (1, 3, 7, 203)]
+        assert len(np.unique(np.concatenate(distances))) == 1
 
 
 def test_magnitudes_may_be_mixed() -> None:
