@@ -60,14 +60,9 @@ def goals(results: Results) -> Iterator[Goal]:
     for row in results.get("throughput", {}).get("rows", []):
         if row["n_clients"] == _N_CLIENTS:
             per_second, times = row["per_second"], row["p99_ms"] / row["p50_ms"]
-            wanted = _QUERIES_PER_S
-            yield Goal(
-                f"{_N_CLIENTS} clients: queries a second",
-                f"at least {wanted}",
-                f"{per_second:.0f}",
-                per_second >= wanted,
-            )
-            yield Goal(f"{_N_CLIENTS} clients: p99 over p50", "at most 8", f"{times:.1f}", times <= 8)
+            name, wanted = f"{_N_CLIENTS} clients, {row['n_lists']} lists", _QUERIES_PER_S
+            yield Goal(f"{name}: queries a second", f"at least {wanted}", f"{per_second:.0f}", per_second >= wanted)
+            yield Goal(f"{name}: p99 over p50", "at most 8", f"{times:.1f}", times <= 8)
     for row in results.get("training", {}).get("rows", []):
         if row["p99_ms_during"] is None:
             name = f"{row['training']}: training of {results['training']['n_items']:,} vectors"
@@ -126,9 +121,9 @@ def _latency(result: Results) -> str:
     text = (
         f"{result['data']}, {result['n_items']:,} items. Sealdex over HTTP, opening and reranking included; plaintext"
         " pgvector through psycopg, in the same PostgreSQL, with as many lists and the fewest probes that reach that"
-        " recall. An index trains itself at 10,001 items; trained again at the end, it has the lists for all. The ratio"
-        " is not the same in every run: scanning floats suffers more from a neighbour who is busy with the memory."
-        " Python was a distribution's, built with optimisations."
+        " recall. An index trains itself at 10,001 items; trained again at the end, it has the lists for all, or as"
+        " many as it is asked for. The ratio is not the same in every run: scanning floats suffers more from a"
+        " neighbour who is busy with the memory. Python was a distribution's, built with optimisations."
     )
     head = (
         "top_k",
@@ -153,11 +148,21 @@ def _targets(result: Results) -> str:
 
 def _throughput(result: Results) -> str:
     rows = [
-        (row["n_clients"], f"{row['per_second']:.0f}", f"{row['p50_ms']:.1f}", f"{row['p99_ms']:.1f}")
+        (
+            row["n_lists"],
+            f"{row['recall']:.3f}",
+            row["n_clients"],
+            f"{row['per_second']:.0f}",
+            f"{row['p50_ms']:.1f}",
+            f"{row['p99_ms']:.1f}",
+        )
         for row in result["rows"]
     ]
-    text = f"{result['data']}, top 10, recall {result['recall']:.3f}. The clients take their share of the two cores."
-    return _section("Throughput", text, ("clients", "queries/s", "p50 ms", "p99 ms"), rows)
+    text = (
+        f"{result['data']}, top 10, with the automatic number of lists and with more, as `train` was asked for. The"
+        " clients take their share of the two cores."
+    )
+    return _section("Throughput", text, ("lists", "recall@10", "clients", "queries/s", "p50 ms", "p99 ms"), rows)
 
 
 def _training(result: Results) -> str:

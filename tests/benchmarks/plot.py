@@ -50,10 +50,8 @@ def latency(axes: Any, results: Results) -> None:
         axes.bar([place + shift for place in places], [row[name]["p50_ms"] for row in rows], 0.4, label=name)
     for place, row in zip(places, rows, strict=True):
         axes.annotate(f"{row['p50_ratio']:.2f}", (place, row["sealdex"]["p50_ms"]), ha="right", va="bottom")
-    axes.set_xticks(
-        places, [f"top {row['top_k']}\n{row['n_lists']} lists\n{row['sealdex']['recall']:.3f}" for row in rows]
-    )
-    axes.set(ylabel="p50, ms", title="at the same recall (last line)")
+    axes.set_xticks(places, [f"{row['top_k']}\n{row['n_lists']}\n{row['sealdex']['recall']:.3f}" for row in rows])
+    axes.set(xlabel="results, lists, recall", ylabel="p50, ms", title="at the same recall")
     # Room for the legend above the bars.
     axes.margins(y=0.4)
     axes.legend()
@@ -70,9 +68,12 @@ def targets(axes: Any, results: Results) -> None:
 
 def throughput(axes: Any, results: Results) -> None:
     """Draw queries a second by the number of clients."""
-    rows = results["throughput"]["rows"]
-    axes.plot([row["n_clients"] for row in rows], [row["per_second"] for row in rows], marker="o")
+    for n_lists in dict.fromkeys(row["n_lists"] for row in results["throughput"]["rows"]):
+        rows = [row for row in results["throughput"]["rows"] if row["n_lists"] == n_lists]
+        n_clients, per_second = [row["n_clients"] for row in rows], [row["per_second"] for row in rows]
+        axes.plot(n_clients, per_second, marker="o", label=f"{n_lists} lists")
     axes.set(xlabel="clients", ylabel="queries a second", ylim=(0, None), title="throughput")
+    axes.legend()
 
 
 def growth(axes: Any, results: Results) -> None:
