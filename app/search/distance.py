@@ -43,10 +43,9 @@ def cosine(query: Vector, candidates: Matrix) -> Vector:
     else:
         similarity = np.vecdot(_unit(candidates), _unit(query[None]))
     answer: Vector = np.clip(1 - similarity, 0, 2).astype(np.float32, copy=False)
-    if answer.min(initial=1) < _NEARLY_SAME:
-        for row in np.flatnonzero((answer < _NEARLY_SAME) & (answer > 0)):
-            if np.array_equal(candidates[row], query):
-                answer[row] = 0
+    near = np.flatnonzero(answer < _NEARLY_SAME)
+    if near.size:
+        answer[near[(candidates[near] == query).all(axis=1)]] = 0
     return answer
 
 
@@ -57,11 +56,8 @@ def _squared_euclidean(query: Vector, candidates: Matrix) -> Vector:
         difference = candidates - query
         squared: Vector = np.vecdot(difference, difference)
     is_positive = squared > 0
-    if _are_safe(squared.min(where=is_positive, initial=1), squared.max(initial=1)) and all(
-        # Else it has vanished.
-        np.array_equal(candidates[row], query)
-        for row in np.flatnonzero(~is_positive)
-    ):
+    has_vanished = difference[~is_positive].any()
+    if not has_vanished and _are_safe(squared.min(where=is_positive, initial=1), squared.max(initial=1)):
         return squared
     exact = candidates.astype(np.float64) - query
     widened: Vector = np.vecdot(exact, exact)

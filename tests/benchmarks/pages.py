@@ -11,9 +11,10 @@ _HEAD = """# Benchmarks
 Written by `make bench` (`tests/benchmarks/plot.py`) from the results in `docs/benchmarks/`; do not edit.
 
 Measured on a virtual machine with two cores, which the service, its PostgreSQL and the clients share, over HTTP on the
-same machine; other work ran on it at times, so read the ratios rather than the milliseconds. The database is the
-embedded one, with its settings as they come: every acknowledged write is on disk. `recall` is the mean share of the
-true nearest neighbours, found by brute force over the same vectors, that an answer has.
+same machine; other work ran on it at times, so read the ratios rather than the milliseconds. Python was a
+distribution's, built with optimisations. The database is the embedded one, with its settings as they come: every
+acknowledged write is on disk. `recall` is the mean share of the true nearest neighbours, found by brute force over the
+same vectors, that an answer has.
 
 To repeat it: `make bench`. `SEALDEX_BENCH_DATA` names a directory with real embeddings (`tests/benchmarks/data.py` says
 in which form), else 60,000 vectors are generated; `SEALDEX_BENCH_LARGEST=60000` keeps the growth from taking
@@ -123,7 +124,7 @@ def _latency(result: Results) -> str:
         " pgvector through psycopg, in the same PostgreSQL, with as many lists and the fewest probes that reach that"
         " recall. An index trains itself at 10,001 items; trained again at the end, it has the lists for all, or as"
         " many as it is asked for. The ratio is not the same in every run: scanning floats suffers more from a"
-        " neighbour who is busy with the memory. Python was a distribution's, built with optimisations."
+        " neighbour who is busy with the memory."
     )
     head = (
         "top_k",

@@ -42,11 +42,9 @@ def plain(trained: Service, dataset: Data) -> Iterator[psycopg.Connection[Any]]:
     connection.close()
 
 
-def train(service: Service, n_lists: int | None) -> int:
-    """Train the index with so many lists, and return how many it has."""
+def train(service: Service, n_lists: int | None) -> None:
     with Connection(service.port) as connection:
         connection.post("indexes/train", {"index_name": INDEX, "index_key": KEY, "n_lists": n_lists})
-    return lists_of(service)
 
 
 def lists_of(service: Service) -> int:
@@ -159,7 +157,8 @@ def test_throughput_by_clients(trained: Service, dataset: Data, report: Report) 
     ]
     rows = []
     for wanted in (AUTOMATIC, MANY_LISTS):
-        n_lists = train(trained, wanted)
+        train(trained, wanted)
+        n_lists = lists_of(trained)
         with Connection(trained.port) as connection:
             reached = recall(search_sealdex(connection, dataset, 10), dataset, 10)
         run_clients(trained.port, bodies, 4, 2)

@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
-from contextlib import closing
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -112,8 +111,8 @@ async def assert_clean(engine: AsyncEngine) -> None:
     assert await relations(engine) == [(store.tables.ivf_name(index.id, index.generation), True)]
 
 
-def plan_of_a_search(settings: Settings, index: Index) -> str:
-    with closing(ScanPool(settings, settings.database_url or "")) as pool, pool.lend_blocking() as raw:
+def plan_of_a_search(pool: ScanPool, index: Index) -> str:
+    with pool.lend_blocking() as raw:
         return store.candidates.explain(raw, index, [bytes((index.sketch_bits or 0) // 8)], pool=10)
 
 
@@ -168,7 +167,7 @@ async def test_upserts_alone_train_an_index_that_keeps_its_promise(
 
 
 async def test_queries_use_the_new_ivfflat_index_and_fewer_probes_find_less(
-    services: ServiceContext, engine: AsyncEngine, settings: Settings
+    services: ServiceContext, engine: AsyncEngine, pool: ScanPool
 ) -> None:
     # No clusters: neighbours lie in many lists.
     rng = np.random.default_rng(1)
@@ -176,7 +175,7 @@ async def test_queries_use_the_new_ivfflat_index_and_fewer_probes_find_less(
     await filled(services, vectors)
     await settled(services)
     index = await row(engine)
-    assert f"Index Scan using {store.tables.ivf_name(index.id, index.generation)}" in plan_of_a_search(settings, index)
+    assert f"Index Scan using {store.tables.ivf_name(index.id, index.generation)}" in plan_of_a_search(pool, index)
     by_probes = [
         await recall(services, "euclidean", queries, vectors, n_probes=n_probes, rerank_mult=4)
         for n_probes in (1, 8, index.n_lists)
@@ -190,7 +189,7 @@ async def test_queries_use_the_new_ivfflat_index_and_fewer_probes_find_less(
 
 
 async def test_a_new_generation_is_measured_and_not_used_before_the_swap(
-    services: ServiceContext, engine: AsyncEngine, settings: Settings
+    services: ServiceContext, engine: AsyncEngine, pool: ScanPool
 ) -> None:
     await filled(services, clustered(N, D, seed=1))
     await settled(services)
@@ -203,7 +202,7 @@ async def test_a_new_generation_is_measured_and_not_used_before_the_swap(
             f"{store.tables.partition_name(index.id)} "
             f"{store.partitions.ivf_definition(index.encoder_version, bits, 8, new.generation)}"
         )
-    before = plan_of_a_search(settings, index)
+    before = plan_of_a_search(pool, index)
     async with engine.begin() as connection:
         measured = await store.samples.explain_candidate_keys(connection, new, bytes(bits // 8))
     assert store.tables.ivf_name(index.id, index.generation) in before
