@@ -1,9 +1,10 @@
 """Where the settings come from: command line, environment, `.env`, a YAML file, and last the defaults.
 
-The first source that has a setting wins, and an empty value counts as none. `.env` is that of the working
-directory; its values are taken as they are written. The YAML file is the first of `_FILE_VARIABLES` and `_PLACES`
-that is there. Its section `service` holds the variables' names in lower case, with or without their prefix;
-`${VAR}` and `${VAR:-default}` in its strings are filled from the environment and `.env`.
+The first source that has a setting wins, and an empty value counts as none. `.env` is that of the
+working directory; its values are taken as they are written. The YAML file is the first of
+`_FILE_VARIABLES` and `_PLACES` that is there. Its section `service` holds the variables' names in
+lower case, with or without their prefix; `${VAR}` and `${VAR:-default}` in its strings are filled
+from the environment and `.env`.
 """
 
 import difflib
@@ -34,7 +35,8 @@ _PLACES = (
 )
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
-# What a deployment of the service we replace may bring along; it concerns that service's storage, GPU or licence.
+# What a deployment of the service we replace may bring along; it concerns that service's storage,
+# GPU or licence.
 _OF_NO_USE = re.compile(
     r"CYBORGDB_(DB_TYPE|DISK_PATH|API_KEY|S3_\w+)|GPU_OPERATIONS|CPU_THREADS|CACHE_POLICY_\w+|REQUIRE_API_KEY"
 )
@@ -61,7 +63,10 @@ class Configuration:
 
     @classmethod
     def load(
-        cls, options: Mapping[str, str], env: Mapping[str, str] = os.environ, directory: Path = Path()
+        cls,
+        options: Mapping[str, str],
+        env: Mapping[str, str] = os.environ,
+        directory: Path = Path(),
     ) -> "Configuration":
         """Read all sources; `options` are those of the command line, by field.
 
@@ -69,7 +74,12 @@ class Configuration:
         """
         given = {variables_of(name)[0]: text for name, text in options.items()}
         sources = [Source(COMMAND_LINE, given), Source(ENVIRONMENT, env), *_dotenv(directory)]
-        known = {name: text for source in reversed(sources) for name, text in source.texts.items() if text}
+        known = {
+            name: text
+            for source in reversed(sources)
+            for name, text in source.texts.items()
+            if text
+        }
         notices = [notice for source in sources for notice in _notices(source)]
         if (path := _config_file(known, directory)) is not None:
             document = _yaml(path, known)
@@ -127,7 +137,10 @@ def _dotenv(directory: Path) -> Iterator[Source]:
     for binding in bindings:
         if binding.error:
             raise ConfigurationError(f"{path}, line {binding.original.line}: must be NAME=value")
-    yield Source(".env", {binding.key: binding.value for binding in bindings if binding.key and binding.value})
+    yield Source(
+        ".env",
+        {binding.key: binding.value for binding in bindings if binding.key and binding.value},
+    )
 
 
 def _config_file(known: Mapping[str, str], directory: Path) -> Path | None:
@@ -170,7 +183,9 @@ def _filled(value: Any, path: Path, known: Mapping[str, str]) -> Any:
     def text_of(reference: re.Match[str]) -> str:
         name, default = reference.groups()
         if name not in known and default is None:
-            raise ConfigurationError(f"{path}: ${{{name}}} is not set: set {name}, or write ${{{name}:-default}}")
+            raise ConfigurationError(
+                f"{path}: ${{{name}}} is not set: set {name}, or write ${{{name}:-default}}"
+            )
         return known.get(name, default or "")
 
     return _REFERENCE.sub(text_of, value)
@@ -181,7 +196,11 @@ def _service_section(document: Mapping[str, Any], path: Path) -> dict[str, str]:
     section = document.get("service") or {}
     if not isinstance(section, dict):
         raise ConfigurationError(f"{path}: `service` must be a mapping of settings")
-    return {_variable(str(key)): _text(key, value, path) for key, value in section.items() if value is not None}
+    return {
+        _variable(str(key)): _text(key, value, path)
+        for key, value in section.items()
+        if value is not None
+    }
 
 
 def _variable(key: str) -> str:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 Vector: TypeAlias = NDArray[np.float32]
 Matrix: TypeAlias = NDArray[np.float32]
-# Packed bits, eight to a byte, most significant first, one row a vector: what PostgreSQL stores in a bit string.
+# Packed bits, eight to a byte, most significant first, one row a vector: what PostgreSQL stores in
+# a bit string.
 Sketches: TypeAlias = NDArray[np.uint8]
 Metadata: TypeAlias = Mapping[str, Any]
 
@@ -357,7 +358,9 @@ class TrainingStatus:
 
     def only(self, names: frozenset[str]) -> Self:
         """Return what is said of the indexes called `names`."""
-        running, queued = ([name for name in some if name in names] for some in (self.running, self.queued))
+        running, queued = (
+            [name for name in some if name in names] for some in (self.running, self.queued)
+        )
         return replace(self, running=running, queued=queued)
 
 

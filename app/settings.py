@@ -1,8 +1,9 @@
 """Everything the service can be told.
 
 One field per variable. `SEALDEX_ROOT_KEY` fills `root_key`; names that other services share
-(`DATABASE_URL`, `PORT`, …) have no prefix and are listed in `_VARIABLES`. `app.configuration` reads them.
-A field that is left out of the `repr` is a secret: neither its value nor a wrong one is ever shown.
+(`DATABASE_URL`, `PORT`, …) have no prefix and are listed in `_VARIABLES`. `app.configuration` reads
+them. A field that is left out of the `repr` is a secret: neither its value nor a wrong one is ever
+shown.
 """
 
 import os
@@ -20,7 +21,8 @@ from app.errors import ConfigurationError
 _PREFIX = "SEALDEX_"
 PREFIXES = (_PREFIX, "CYBORGDB_SERVICE_")
 
-# Field → variables that fill it, first one set wins. Every other field is read from its prefixed name.
+# Field → variables that fill it, first one set wins. Every other field is read from its prefixed
+# name.
 _VARIABLES: dict[str, tuple[str, ...]] = {
     "host": ("HOST",),
     "port": ("PORT",),
@@ -144,7 +146,9 @@ def convert(item: Field[Any], variable: str, text: str, source: str = "environme
         return msgspec.convert(text.upper() if is_name else text, item.type, strict=False)
     except msgspec.ValidationError:
         shown = f"={text!r}" if item.repr else ""
-        raise ConfigurationError(f"{variable}{shown} ({source}): must be {_allowed(item.type)}") from None
+        raise ConfigurationError(
+            f"{variable}{shown} ({source}): must be {_allowed(item.type)}"
+        ) from None
 
 
 def _allowed(wanted: Any) -> str:

@@ -1,7 +1,7 @@
 """How Alembic reaches the database: the caller's connection, or one to DATABASE_URL.
 
-One transaction holds the whole migration. It waits for another migration on an advisory lock, but gives up
-soon on a table that is in use, so that a queue behind its lock never stops the service.
+One transaction holds the whole migration. It waits for another migration on an advisory lock, but
+gives up soon on a table that is in use, so that a queue behind its lock never stops the service.
 """
 
 import os
@@ -13,15 +13,18 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.sql.schema import SchemaItem
 
 from app.store import tables
-from app.store.dsn import database_url
+from app.store.pg.dsn import database_url
 
-# Any number, as long as nothing else in the database locks the same one: the ASCII codes of "sealdex".
+# Any number, as long as nothing else in the database locks the same one: the ASCII codes of
+# "sealdex".
 _ADVISORY_LOCK = 0x7365616C646578
 _LOCK_TIMEOUT = "10s"
 _STATEMENT_TIMEOUT = "15min"
 
 # Made while the service runs: one for each index, and one for each month of the audit log.
-_PARTITION = re.compile(rf"{tables.PARTITION_PREFIX}[0-9a-f]{{32}}|audit_log_(default|\d{{4}}_\d{{2}})")
+_PARTITION = re.compile(
+    rf"{tables.PARTITION_PREFIX}[0-9a-f]{{32}}|audit_log_(default|\d{{4}}_\d{{2}})"
+)
 
 
 def include_object(
@@ -61,7 +64,9 @@ def main() -> None:
     if connection is not None:
         migrate(connection)
         return
-    engine = sa.create_engine(database_url(os.environ["DATABASE_URL"]), poolclass=NullPool, hide_parameters=True)
+    engine = sa.create_engine(
+        database_url(os.environ["DATABASE_URL"]), poolclass=NullPool, hide_parameters=True
+    )
     with engine.connect() as own_connection:
         migrate(own_connection)
 

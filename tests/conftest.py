@@ -1,7 +1,8 @@
 """A real PostgreSQL for the tests: SEALDEX_TEST_DATABASE_URL, else a container, else the embedded one.
 
-The schema is migrated once, into a template database. A test that asks for `database_dsn`, `settings` or
-`engine` gets a clone of its own, dropped afterwards. `connection` is one transaction, rolled back at the end.
+The schema is migrated once, into a template database. A test that asks for `database_dsn`,
+`settings` or `engine` gets a clone of its own, dropped afterwards. `connection` is one transaction,
+rolled back at the end.
 """
 
 import asyncio
@@ -20,15 +21,20 @@ import pytest
 from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from app.server.postgres import EmbeddedPostgres
 from app.settings import Settings
 from app.store import schema
-from app.store.dsn import database_url, libpq_dsn
-from app.store.embedded import EmbeddedPostgres
-from app.store.engine import create_engine
+from app.store.pg.dsn import database_url, libpq_dsn
+from app.store.pg.engine import create_engine
 
 _IMAGE = "pgvector/pgvector:pg18"
 # Tests need no durability and little memory.
-_QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "256MB"}
+_QUICK = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "shared_buffers": "256MB",
+}
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,34 @@ PATTERNS = ["x", "^x", "y$", "[xy]", "x.y", "", "é"]
 
 _BIG = 2**53
 scalars = st.sampled_from(
-    [None, True, False, 0, 1, 1.0, -1, 2, 0.5, _BIG, _BIG + 1, float(_BIG), 1e300, "", "x", "y", "xy", "é", "1", "true"]
+    [
+        None,
+        True,
+        False,
+        0,
+        1,
+        1.0,
+        -1,
+        2,
+        0.5,
+        _BIG,
+        _BIG + 1,
+        float(_BIG),
+        1e300,
+        "",
+        "x",
+        "y",
+        "xy",
+        "é",
+        "1",
+        "true",
+    ]
 )
 values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=2)
+    ),
     max_leaves=5,
 )
 metadata = st.dictionaries(st.sampled_from(NAMES), values, max_size=4)
@@ -34,7 +57,10 @@ def _operator(name: str, operands: st.SearchStrategy[Any]) -> st.SearchStrategy[
 _operators = st.one_of(
     *(_operator(name, values) for name in ("$eq", "$ne")),
     *(_operator(name, numbers) for name in ("$gt", "$gte", "$lt", "$lte")),
-    *(_operator(name, _members | scalars.filter(lambda value: value is not None)) for name in ("$in", "$nin")),
+    *(
+        _operator(name, _members | scalars.filter(lambda value: value is not None))
+        for name in ("$in", "$nin")
+    ),
     _operator("$exists", st.booleans()),
     _operator("$type", st.sampled_from(["string", "number", "boolean", "array", "object"])),
     _operator("$regex", st.sampled_from(PATTERNS)),
@@ -44,7 +70,9 @@ _operators = st.one_of(
 _several = st.lists(_operators, min_size=1, max_size=2).map(
     lambda several: {k: v for o in several for k, v in o.items()}
 )
-_conditions: st.SearchStrategy[Any] = _several | _operator("$not", _several) | scalars | values.filter(bool)
+_conditions: st.SearchStrategy[Any] = (
+    _several | _operator("$not", _several) | scalars | values.filter(bool)
+)
 
 _entries = st.dictionaries(st.sampled_from(PATHS), _conditions, min_size=1, max_size=2)
 filters = st.recursive(

@@ -42,13 +42,21 @@ def _condition(condition: Any, values: list[Any]) -> bool:
 
 
 def _operator(name: str, operand: Any, values: list[Any]) -> bool:  # noqa: PLR0911 - a sentence for each
-    elements = [element for value in values for element in (value if isinstance(value, list) else [value])]
+    elements = [
+        element for value in values for element in (value if isinstance(value, list) else [value])
+    ]
     present = any(value is not None for value in values)
     match name:
         case "$eq":
-            return not present if operand is None else any(same(element, operand) for element in elements)
+            return (
+                not present
+                if operand is None
+                else any(same(element, operand) for element in elements)
+            )
         case "$ne":
-            return present and (operand is None or not any(same(element, operand) for element in elements))
+            return present and (
+                operand is None or not any(same(element, operand) for element in elements)
+            )
         case "$in":
             members = operand if isinstance(operand, list) else [operand]
             is_null_wanted = any(member is None for member in members)
@@ -62,7 +70,9 @@ def _operator(name: str, operand: Any, values: list[Any]) -> bool:  # noqa: PLR0
         case "$type":
             return any(type_name(value) == operand for value in values)
         case "$regex":
-            return any(isinstance(element, str) and re.search(operand, element) for element in elements)
+            return any(
+                isinstance(element, str) and re.search(operand, element) for element in elements
+            )
         case "$contains":
             return any(isinstance(element, str) and operand in element for element in elements)
         case "$not":
@@ -82,12 +92,21 @@ def same(left: Any, right: Any) -> bool:
     if type_name(left) != type_name(right):
         return False
     if isinstance(left, list):
-        return len(left) == len(right) and all(same(*pair) for pair in zip(left, right, strict=True))
+        return len(left) == len(right) and all(
+            same(*pair) for pair in zip(left, right, strict=True)
+        )
     if isinstance(left, dict):
         return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
     return bool(left == right)
 
 
 def type_name(value: Any) -> str:
-    names = {bool: "boolean", int: "number", float: "number", str: "string", list: "array", dict: "object"}
+    names = {
+        bool: "boolean",
+        int: "number",
+        float: "number",
+        str: "string",
+        list: "array",
+        dict: "object",
+    }
     return names.get(type(value), "null")

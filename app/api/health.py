@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from litestar import get
 from litestar.di import NamedDependency
 
-from app.api.auth import PUBLIC
+from app.api.around.auth import PUBLIC
 from app.api.schemas import HealthAnswer, ReadyAnswer
 from app.services.operations import OperationService
 

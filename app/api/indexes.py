@@ -6,21 +6,31 @@ from litestar import Router, get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
-from app.api.auth import ROOT_ONLY
-from app.api.schemas import CreateRequest, DescribeAnswer, DoneAnswer, IndexNamesAnswer, IndexRequest
+from app.api.around.auth import ROOT_ONLY
+from app.api.schemas import (
+    CreateRequest,
+    DescribeAnswer,
+    DoneAnswer,
+    IndexNamesAnswer,
+    IndexRequest,
+)
 from app.domain import Caller
 from app.services.indexes import IndexService
 
 
 @get("/list")
-async def list_indexes(caller: NamedDependency[Caller], indexes: NamedDependency[IndexService]) -> IndexNamesAnswer:
+async def list_indexes(
+    caller: NamedDependency[Caller], indexes: NamedDependency[IndexService]
+) -> IndexNamesAnswer:
     """Name the indexes that the caller may see."""
     return IndexNamesAnswer(await indexes.names(caller))
 
 
 @post("/create", status_code=200, opt=ROOT_ONLY)
 async def create(
-    data: JSONBody[CreateRequest], caller: NamedDependency[Caller], indexes: NamedDependency[IndexService]
+    data: JSONBody[CreateRequest],
+    caller: NamedDependency[Caller],
+    indexes: NamedDependency[IndexService],
 ) -> DoneAnswer:
     """Create an empty index."""
     await indexes.create(data.to_new_index(), caller)
@@ -29,7 +39,9 @@ async def create(
 
 @post("/describe", status_code=200)
 async def describe(
-    data: JSONBody[IndexRequest], caller: NamedDependency[Caller], indexes: NamedDependency[IndexService]
+    data: JSONBody[IndexRequest],
+    caller: NamedDependency[Caller],
+    indexes: NamedDependency[IndexService],
 ) -> DescribeAnswer:
     """Describe an index."""
     return DescribeAnswer.of(await indexes.describe(data.access(caller)))
@@ -37,7 +49,9 @@ async def describe(
 
 @post("/delete", status_code=200, opt=ROOT_ONLY)
 async def delete(
-    data: JSONBody[IndexRequest], caller: NamedDependency[Caller], indexes: NamedDependency[IndexService]
+    data: JSONBody[IndexRequest],
+    caller: NamedDependency[Caller],
+    indexes: NamedDependency[IndexService],
 ) -> DoneAnswer:
     """Delete an index with all its items."""
     await indexes.delete(data.access(caller))
@@ -46,10 +60,14 @@ async def delete(
 
 @post("/stats", status_code=200)
 async def stats(
-    data: JSONBody[IndexRequest], caller: NamedDependency[Caller], indexes: NamedDependency[IndexService]
+    data: JSONBody[IndexRequest],
+    caller: NamedDependency[Caller],
+    indexes: NamedDependency[IndexService],
 ) -> dict[str, Any]:
     """Report what we know of an index beyond the contract: sizes, sketch, search profile."""
     return await indexes.stats(data.access(caller))
 
 
-router = Router("/indexes", route_handlers=[list_indexes, create, describe, delete, stats], tags=["indexes"])
+router = Router(
+    "/indexes", route_handlers=[list_indexes, create, describe, delete, stats], tags=["indexes"]
+)

@@ -1,7 +1,8 @@
 """The OpenAPI document, made from the routes themselves, and the page that shows it.
 
-The framework names schemas and operations after our classes and functions. Clients are generated from the document, so
-it uses the protocol's names instead: those of the vendor's own document, from which its SDKs are made.
+The framework names schemas and operations after our classes and functions. Clients are generated
+from the document, so it uses the protocol's names instead: those of the vendor's own document, from
+which its SDKs are made.
 """
 
 import functools
@@ -17,10 +18,12 @@ from litestar.openapi.spec import Components, SecurityScheme
 from litestar.response import Response
 from litestar.serialization import encode_json
 
-from app.api.auth import API_KEY_HEADER, PUBLIC
+from app.api.around.auth import API_KEY_HEADER, PUBLIC
 from app.api.health import service_version
 
-_SECURITY = {"ApiKey": SecurityScheme(type="apiKey", name=API_KEY_HEADER, security_scheme_in="header")}
+_SECURITY = {
+    "ApiKey": SecurityScheme(type="apiKey", name=API_KEY_HEADER, security_scheme_in="header")
+}
 
 # Our class → schema of the protocol. Of classes that are not here an "Answer" becomes a "Response".
 _SCHEMAS = {
@@ -47,7 +50,8 @@ _SCHEMAS = {
     "UserKeyAnswer": "CreateUserResponse",
     "UsersAnswer": "ListUsersResponse",
 }
-# Route → function of the service whose protocol this is: the first part of an operation's name. Others are ours alone.
+# Route → function of the service whose protocol this is: the first part of an operation's name.
+# Others are ours alone.
 _FUNCTIONS = {
     "/v1/health": "health_check",
     "/v1/indexes/create": "create_index",
@@ -104,7 +108,8 @@ _PAGE_HEADERS = {
 def openapi_routes(routes: Sequence[Router]) -> list[HTTPRouteHandler]:
     """Return the routes that serve the document of `routes`, which is made when it is first asked for, and its page.
 
-    The framework's own routes for it would claim every path below the prefix that they share with ours.
+    The framework's own routes for it would claim every path below the prefix that they share with
+    ours.
     """
     document = functools.cache(functools.partial(describe, routes))
 
@@ -157,7 +162,9 @@ def _renamed(part: Any) -> Any:
     if isinstance(choices := renamed.pop("oneOf", None), list):
         # An integer may be written 2.0, and so is a number, too; clients need not know.
         is_integer = {"type": "integer"} in choices
-        renamed["anyOf"] = [choice for choice in choices if not (is_integer and choice == {"type": "number"})]
+        renamed["anyOf"] = [
+            choice for choice in choices if not (is_integer and choice == {"type": "number"})
+        ]
     return renamed
 
 
@@ -169,7 +176,9 @@ def _name(operation: dict[str, Any], path: str, method: str) -> None:
     """Name an operation as the protocol does: function, path and method in one word."""
     words = re.sub(r"(?<!^)(?=[A-Z])", " ", operation["summary"])
     function = _FUNCTIONS.get(path, words.replace(" ", "_").lower())
-    operation["operationId"] = f"{function}{re.sub(r'[^0-9A-Za-z]', '_', path)}_{method}".replace("__", "_")
+    operation["operationId"] = f"{function}{re.sub(r'[^0-9A-Za-z]', '_', path)}_{method}".replace(
+        "__", "_"
+    )
     operation["summary"] = function.replace("_", " ").capitalize()
 
 
@@ -189,4 +198,7 @@ def _describe_errors(operation: dict[str, Any], path: str) -> None:
 
 
 def _error(description: str, schema: str) -> dict[str, Any]:
-    return {"description": description, "content": {"application/json": {"schema": {"$ref": _REF + schema}}}}
+    return {
+        "description": description,
+        "content": {"application/json": {"schema": {"$ref": _REF + schema}}},
+    }

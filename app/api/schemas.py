@@ -1,7 +1,8 @@
 """Bodies of requests and answers, and their way to and from the domain.
 
-Unknown fields are ignored and null means "not given": clients of many versions send more than we know. Answers hold
-exactly the contract's fields, because some clients refuse one more; what does not apply is absent (`UNSET`), not null.
+Unknown fields are ignored and null means "not given": clients of many versions send more than we
+know. Answers hold exactly the contract's fields, because some clients refuse one more; what does
+not apply is absent (`UNSET`), not null.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any, TypeAlias, cast
 
 from msgspec import UNSET, Struct, UnsetType
 
-from app.api.bodies import choice, integer
+from app.api.json_bodies import choice, integer
 from app.domain import (
     Caller,
     EmbeddingModel,
@@ -32,13 +33,14 @@ from app.domain import (
     Vector,
 )
 from app.errors import BodyProblem, InvalidBody, InvalidInput
-from app.stages import timed
+from app.observe.stages import timed
 
 # An integer on the wire may be written 2 or 2.0; `integer` turns either into an int.
 Integer: TypeAlias = int | float | None
 
 _DEFAULT_TOP_K = 100
-# `vector` may be returned, but does nothing in the service that clients know; `contents` must not be.
+# `vector` may be returned, but does nothing in the service that clients know; `contents` must not
+# be.
 _QUERY_INCLUDES = frozenset({"distance", "metadata"})
 _GET_INCLUDES = frozenset({"vector", "contents", "metadata"})
 
@@ -48,8 +50,8 @@ _REFUSED_PRECISIONS = frozenset({"tq12", "tq8", "tq6", "tq4"})
 _LEGACY_TYPES = frozenset({"ivfflat", "ivf", "ivfpq", "ivfsq"})
 _MAX_LISTS = 32_768
 
-# Fields of the contract that nothing serves yet, and what to answer to those who use them. Ignoring one would give a
-# wrong answer. Whoever serves a field deletes its line.
+# Fields of the contract that nothing serves yet, and what to answer to those who use them. Ignoring
+# one would give a wrong answer. Whoever serves a field deletes its line.
 _UNSERVED = {
     "kms_name": "key services are not available: there is no kms_name to choose from",
     "text_fields": "text_fields are not supported",
@@ -121,7 +123,9 @@ class FieldPolicyRequest(Struct, frozen=True, kw_only=True, forbid_unknown_field
         }
         for message, is_so in contradictions.items():
             if is_so:
-                problem = BodyProblem("value_error", ("body", "metadata_schema", name), f"Value error, {message}")
+                problem = BodyProblem(
+                    "value_error", ("body", "metadata_schema", name), f"Value error, {message}"
+                )
                 raise InvalidBody(problem)
         return FieldPolicy(filterable=filterable, pattern=self.pattern, full_text=self.full_text)
 
@@ -150,10 +154,14 @@ class CreateRequest(IndexRequest, frozen=True, kw_only=True):
         dimension = integer(legacy.dimension, "index_config", "dimension") if flat is None else flat
         if self.storage_precision in _REFUSED_PRECISIONS:
             offered = " or ".join(Precision)
-            raise InvalidInput(f"storage_precision {self.storage_precision} is not offered: choose {offered}")
+            raise InvalidInput(
+                f"storage_precision {self.storage_precision} is not offered: choose {offered}"
+            )
         precision = choice(self.storage_precision, Precision, "storage_precision")
         sketch_bits = integer(self.sketch_bits, "sketch_bits")
-        schema = {name: policy.to_policy(name) for name, policy in (self.metadata_schema or {}).items()}
+        schema = {
+            name: policy.to_policy(name) for name, policy in (self.metadata_schema or {}).items()
+        }
         refuse_unserved(self)
         return NewIndex(
             name=self.index_name,
@@ -328,7 +336,11 @@ def _rows(values: Sequence[float | list[float]]) -> list[list[float]]:
         return cast("list[list[float]]", list(values))
     if list in kinds:
         position = next(i for i, value in enumerate(values) if not isinstance(value, list))
-        raise InvalidBody(BodyProblem("list_type", ("body", "query_vectors", position), "Input should be a valid list"))
+        raise InvalidBody(
+            BodyProblem(
+                "list_type", ("body", "query_vectors", position), "Input should be a valid list"
+            )
+        )
     return [cast("list[float]", list(values))]
 
 
@@ -407,7 +419,9 @@ class UpsertAnswer(Struct, frozen=True, kw_only=True):
         message = f"Upserted {n_sent} vectors"
         if outcome.training_message is None:
             return cls(message=message)
-        return cls(message=message, training_triggered=True, training_message=outcome.training_message)
+        return cls(
+            message=message, training_triggered=True, training_message=outcome.training_message
+        )
 
 
 class IndexNamesAnswer(Struct, frozen=True):
@@ -428,8 +442,8 @@ class LegacyIndexDescription(Struct, frozen=True):
 class DescribeAnswer(Struct, frozen=True, kw_only=True):
     """Answer to describe.
 
-    `index_type` and `index_config` are there for indexes made by clients up to 0.16, `metadata_schema` and `bm25` for
-    those made with a schema, by clients from 0.18.
+    `index_type` and `index_config` are there for indexes made by clients up to 0.16,
+    `metadata_schema` and `bm25` for those made with a schema, by clients from 0.18.
     """
 
     index_name: str
@@ -447,7 +461,9 @@ class DescribeAnswer(Struct, frozen=True, kw_only=True):
         """Return `index` in the contract's words."""
         config: LegacyIndexDescription | UnsetType = UNSET
         if index.index_config is not None:
-            config = LegacyIndexDescription(index.dimension, index.metric, index.n_lists, index.index_config["type"])
+            config = LegacyIndexDescription(
+                index.dimension, index.metric, index.n_lists, index.index_config["type"]
+            )
         return cls(
             index_name=index.index_name,
             is_trained=index.is_trained,
@@ -571,7 +587,9 @@ class EmbeddingModelsAnswer(Struct, frozen=True):
         return cls(
             [
                 EmbeddingModelAnswer(
-                    model.name, model.dimension, UNSET if model.max_seq_length is None else model.max_seq_length
+                    model.name,
+                    model.dimension,
+                    UNSET if model.max_seq_length is None else model.max_seq_length,
                 )
                 for model in models
             ]

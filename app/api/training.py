@@ -4,7 +4,7 @@ from litestar import Router, get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
-from app.api.auth import ROOT_ONLY
+from app.api.around.auth import ROOT_ONLY
 from app.api.schemas import TrainAnswer, TrainingStatusAnswer, TrainRequest
 from app.domain import Caller
 from app.services.training import TrainingService
@@ -12,7 +12,9 @@ from app.services.training import TrainingService
 
 @post("/train", status_code=200, opt=ROOT_ONLY)
 async def train(
-    data: JSONBody[TrainRequest], caller: NamedDependency[Caller], training: NamedDependency[TrainingService]
+    data: JSONBody[TrainRequest],
+    caller: NamedDependency[Caller],
+    training: NamedDependency[TrainingService],
 ) -> TrainAnswer:
     """Train an index and answer when it is done; reads and writes go on meanwhile."""
     failure = await training.train(data.access(caller), data.to_n_lists())

@@ -7,8 +7,8 @@ from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.params import FromPath, HeaderParameter, JSONBody
 
-from app.api.auth import NEEDS_ROOT_KEY
-from app.api.middleware import with_slashes
+from app.api.around.auth import NEEDS_ROOT_KEY
+from app.api.around.middleware import with_slashes
 from app.api.schemas import CreateUserRequest, UserAnswer, UserKeyAnswer, UsersAnswer
 from app.crypto import user_keys
 from app.domain import Caller, IndexAccess
@@ -29,7 +29,9 @@ async def create_user(
     """Make a user of an index. Its API key is in this answer and nowhere else."""
     access = IndexAccess(with_slashes(index_name), data.index_key, caller)
     token = await users.create(access, data.permissions)
-    return UserKeyAnswer(token.user_id.hex(), user_keys.format_token(token, state.settings.root_key))
+    return UserKeyAnswer(
+        token.user_id.hex(), user_keys.format_token(token, state.settings.root_key)
+    )
 
 
 @get("/{index_name:str}/users", opt=NEEDS_ROOT_KEY)

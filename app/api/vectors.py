@@ -4,7 +4,7 @@ from litestar import Router, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
-from app.api.direct import DirectVectors
+from app.api.around.short_way import DirectVectors
 from app.api.schemas import (
     BinaryQueryRequest,
     BinaryUpsertRequest,
@@ -28,15 +28,21 @@ from app.services.vectors import VectorService
 
 @post("/upsert", status_code=200)
 async def upsert(
-    data: JSONBody[UpsertRequest], caller: NamedDependency[Caller], vectors: NamedDependency[VectorService]
+    data: JSONBody[UpsertRequest],
+    caller: NamedDependency[Caller],
+    vectors: NamedDependency[VectorService],
 ) -> UpsertAnswer:
     """Add items; those with a known id replace the old ones completely."""
-    return UpsertAnswer.of(len(data.items), await vectors.upsert(data.access(caller), data.to_items()))
+    return UpsertAnswer.of(
+        len(data.items), await vectors.upsert(data.access(caller), data.to_items())
+    )
 
 
 @post("/query", status_code=200)
 async def query(
-    data: JSONBody[QueryRequest], caller: NamedDependency[Caller], vectors: NamedDependency[VectorService]
+    data: JSONBody[QueryRequest],
+    caller: NamedDependency[Caller],
+    vectors: NamedDependency[VectorService],
 ) -> QueryAnswer:
     """Return the items nearest to one or more vectors."""
     wanted = data.to_query()
@@ -45,15 +51,21 @@ async def query(
 
 @post("/upsert_binary", status_code=200)
 async def upsert_binary(
-    data: JSONBody[BinaryUpsertRequest], caller: NamedDependency[Caller], vectors: NamedDependency[VectorService]
+    data: JSONBody[BinaryUpsertRequest],
+    caller: NamedDependency[Caller],
+    vectors: NamedDependency[VectorService],
 ) -> UpsertAnswer:
     """Add items as upsert does; their vectors come packed."""
-    return UpsertAnswer.of(len(data.batch.ids), await vectors.upsert_packed(data.access(caller), data.to_items()))
+    return UpsertAnswer.of(
+        len(data.batch.ids), await vectors.upsert_packed(data.access(caller), data.to_items())
+    )
 
 
 @post("/query_binary", status_code=200)
 async def query_binary(
-    data: JSONBody[BinaryQueryRequest], caller: NamedDependency[Caller], vectors: NamedDependency[VectorService]
+    data: JSONBody[BinaryQueryRequest],
+    caller: NamedDependency[Caller],
+    vectors: NamedDependency[VectorService],
 ) -> QueryAnswer:
     """Return the items nearest to one or more vectors, which come packed."""
     wanted = data.to_query()
@@ -62,7 +74,9 @@ async def query_binary(
 
 @post("/get", status_code=200)
 async def get_items(
-    data: JSONBody[GetRequest], caller: NamedDependency[Caller], vectors: NamedDependency[VectorService]
+    data: JSONBody[GetRequest],
+    caller: NamedDependency[Caller],
+    vectors: NamedDependency[VectorService],
 ) -> GetAnswer:
     """Return items by id, in the order asked for; unknown ids are left out."""
     include = data.known_includes()
@@ -72,7 +86,9 @@ async def get_items(
 
 @post("/delete", status_code=200)
 async def delete(
-    data: JSONBody[DeleteRequest], caller: NamedDependency[Caller], vectors: NamedDependency[VectorService]
+    data: JSONBody[DeleteRequest],
+    caller: NamedDependency[Caller],
+    vectors: NamedDependency[VectorService],
 ) -> DoneAnswer:
     """Delete items by id; unknown ids are fine."""
     await vectors.delete(data.access(caller), data.ids)
@@ -81,7 +97,9 @@ async def delete(
 
 @post("/list_ids", status_code=200)
 async def list_ids(
-    data: JSONBody[IndexRequest], caller: NamedDependency[Caller], vectors: NamedDependency[VectorService]
+    data: JSONBody[IndexRequest],
+    caller: NamedDependency[Caller],
+    vectors: NamedDependency[VectorService],
 ) -> IdsAnswer:
     """Return all ids of an index."""
     ids = await vectors.ids(data.access(caller))
@@ -90,7 +108,9 @@ async def list_ids(
 
 @post("/num_vectors", status_code=200)
 async def num_vectors(
-    data: JSONBody[CountRequest], caller: NamedDependency[Caller], vectors: NamedDependency[VectorService]
+    data: JSONBody[CountRequest],
+    caller: NamedDependency[Caller],
+    vectors: NamedDependency[VectorService],
 ) -> CountAnswer:
     """Count the items of an index, or those that match a filter."""
     return CountAnswer(await vectors.count(data.access(caller), data.filters))
@@ -98,7 +118,16 @@ async def num_vectors(
 
 router = Router(
     "/vectors",
-    route_handlers=[upsert, upsert_binary, query, query_binary, get_items, delete, list_ids, num_vectors],
+    route_handlers=[
+        upsert,
+        upsert_binary,
+        query,
+        query_binary,
+        get_items,
+        delete,
+        list_ids,
+        num_vectors,
+    ],
     tags=["vectors"],
     middleware=[DirectVectors()],
 )

@@ -24,20 +24,31 @@ def verify(options: argparse.Namespace, configuration: Configuration) -> int:
     async def question(engine: AsyncEngine) -> dict[str, Any]:
         async with engine.connect() as connection:
             # As of one moment, although writers go on.
-            await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+            await connection.execute(
+                text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            )
             found = [problem._asdict() for problem in await store.audit.problems(connection)]
             heads = await store.audit.heads(connection)
             n_entries = await store.audit.count(connection)
             for head in saved:
                 hashes = await store.audit.hashes(connection, head["chain"], head["position"])
-                kept_after = max((one.kept_after for one in heads if one.chain == head["chain"]), default=0)
-                if head["position"] > kept_after and [one.hex() for one in hashes] != [head["hash"]]:
+                kept_after = max(
+                    (one.kept_after for one in heads if one.chain == head["chain"]), default=0
+                )
+                if head["position"] > kept_after and [one.hex() for one in hashes] != [
+                    head["hash"]
+                ]:
                     problem = "rewritten: the entry that was the last one then is another one now"
-                    found.append({"chain": head["chain"], "position": head["position"], "problem": problem})
+                    found.append(
+                        {"chain": head["chain"], "position": head["position"], "problem": problem}
+                    )
         return {
             "n_entries": n_entries,
             "problems": found,
-            "heads": [{"chain": one.chain, "position": one.position, "hash": one.hash.hex()} for one in heads],
+            "heads": [
+                {"chain": one.chain, "position": one.position, "hash": one.hash.hex()}
+                for one in heads
+            ],
         }
 
     report = database.ask(configuration.settings, question)
@@ -48,7 +59,11 @@ def verify(options: argparse.Namespace, configuration: Configuration) -> int:
     else:
         for problem in report["problems"]:
             print(f"chain {problem['chain']}, entry {problem['position']}: {problem['problem']}")
-        verdict = f"{len(report['problems'])} problems" if report["problems"] else "as the service wrote them"
+        verdict = (
+            f"{len(report['problems'])} problems"
+            if report["problems"]
+            else "as the service wrote them"
+        )
         print(f"{report['n_entries']} entries in {len(report['heads'])} chains: {verdict}")
     return 1 if report["problems"] else 0
 
@@ -91,7 +106,9 @@ def drop(options: argparse.Namespace, configuration: Configuration) -> int:
 
 def _read_heads(path: str) -> list[dict[str, Any]]:
     try:
-        heads: list[dict[str, Any]] = msgspec.json.decode(Path(path).read_bytes(), type=list[dict[str, Any]])
+        heads: list[dict[str, Any]] = msgspec.json.decode(
+            Path(path).read_bytes(), type=list[dict[str, Any]]
+        )
     except (OSError, msgspec.DecodeError) as error:
         raise ConfigurationError(f"--against {path}: must be a file written by --save") from error
     return heads

@@ -1,8 +1,9 @@
 """`sealdex backup-check`: prove that a dump or a backup holds no plaintext of given canaries.
 
-A canary is a text, or a vector as a JSON list of numbers, that was stored. It is looked for in every form in which it
-could be there: as it is, in UTF-16, in hexadecimal (as dumps show bytea) and base64; vectors as floats of 2, 4 and 8
-bytes in either byte order, and as text. Archives are read as what they hold: pg_dump's by pg_restore, others by gzip.
+A canary is a text, or a vector as a JSON list of numbers, that was stored. It is looked for in
+every form in which it could be there: as it is, in UTF-16, in hexadecimal (as dumps show bytea) and
+base64; vectors as floats of 2, 4 and 8 bytes in either byte order, and as text. Archives are read
+as what they hold: pg_dump's by pg_restore, others by gzip.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import numpy as np
 from app.cli.output import print_json, progress, size
 from app.configuration import Configuration
 from app.errors import ConfigurationError
-from app.store.embedded import program
+from app.server.postgres import program
 
 _CHUNK_BYTES = 4 * 1024 * 1024
 _MIN_CANARY_BYTES = 4
@@ -36,7 +37,9 @@ def backup_check(options: argparse.Namespace, _: Configuration) -> int:
     longest = max(map(len, patterns))
     found: list[dict[str, str]] = []
     n_bytes = n_files = 0
-    expression = re.compile(b"|".join(re.escape(form) for form in sorted(patterns, key=len, reverse=True)))
+    expression = re.compile(
+        b"|".join(re.escape(form) for form in sorted(patterns, key=len, reverse=True))
+    )
     paths = [Path(path) for path in options.paths]
     with progress("reading", sum(_size(path) for path in paths), show=not options.json) as advance:
         for path in paths:
@@ -51,7 +54,9 @@ def backup_check(options: argparse.Namespace, _: Configuration) -> int:
     if n_bytes == 0:
         raise ConfigurationError("There is nothing to read: nothing would be proved")
     if options.json:
-        print_json({"found": found, "n_files": n_files, "n_bytes": n_bytes, "n_forms": len(patterns)})
+        print_json(
+            {"found": found, "n_files": n_files, "n_bytes": n_bytes, "n_forms": len(patterns)}
+        )
     else:
         for hit_of in found:
             print(f"{hit_of['canary']}: found in {hit_of['file']}")
@@ -63,13 +68,21 @@ def backup_check(options: argparse.Namespace, _: Configuration) -> int:
 def _canaries(path: str) -> Mapping[str, set[bytes]]:
     """Return the forms of each canary, named by its line: the report must not repeat the secret."""
     try:
-        lines = sys.stdin.read().splitlines() if path == "-" else Path(path).read_text().splitlines()
+        lines = (
+            sys.stdin.read().splitlines() if path == "-" else Path(path).read_text().splitlines()
+        )
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"--canaries {path}: must be a text file with one canary a line") from error
-    canaries = {f"canary {number}": line.strip() for number, line in enumerate(lines, 1) if line.strip()}
+        raise ConfigurationError(
+            f"--canaries {path}: must be a text file with one canary a line"
+        ) from error
+    canaries = {
+        f"canary {number}": line.strip() for number, line in enumerate(lines, 1) if line.strip()
+    }
     for name, text in canaries.items():
         if len(text.encode()) < _MIN_CANARY_BYTES:
-            raise ConfigurationError(f"{name}: must have at least {_MIN_CANARY_BYTES} bytes, or chance would find it")
+            raise ConfigurationError(
+                f"{name}: must have at least {_MIN_CANARY_BYTES} bytes, or chance would find it"
+            )
     if not canaries:
         raise ConfigurationError(f"--canaries {path}: has no canary")
     return {name: forms(text) for name, text in canaries.items()}
@@ -77,19 +90,30 @@ def _canaries(path: str) -> Mapping[str, set[bytes]]:
 
 def forms(text: str) -> set[bytes]:
     """Return every form in which a canary could be in a file."""
-    plain = {text.encode(), text.encode("utf-16-le"), text.encode("utf-16-be"), json.dumps(text)[1:-1].encode()}
+    plain = {
+        text.encode(),
+        text.encode("utf-16-le"),
+        text.encode("utf-16-be"),
+        json.dumps(text)[1:-1].encode(),
+    }
     if text.startswith("["):
         try:
             vector = np.array(json.loads(text), np.float64)
         except (ValueError, TypeError) as error:
-            raise ConfigurationError("A canary that begins with [ must be a JSON list of numbers") from error
+            raise ConfigurationError(
+                "A canary that begins with [ must be a JSON list of numbers"
+            ) from error
         numbers = [repr(float(number)) for number in vector]
         plain = {separator.join(numbers).encode() for separator in (",", ", ", " ")}
-        plain |= {vector.astype(order + kind).tobytes() for order in "<>" for kind in ("f2", "f4", "f8")}
+        plain |= {
+            vector.astype(order + kind).tobytes() for order in "<>" for kind in ("f2", "f4", "f8")
+        }
     if re.fullmatch("(?:[0-9a-fA-F]{2}){8,}", text):
         # A key is written in hexadecimal, but would be stored as its bytes.
         plain |= {bytes.fromhex(text), text.lower().encode(), text.upper().encode()}
-    encoded = {form.hex().encode() for form in plain} | {form.hex().upper().encode() for form in plain}
+    encoded = {form.hex().encode() for form in plain} | {
+        form.hex().upper().encode() for form in plain
+    }
     return plain | encoded | {part for form in plain for part in _base64(form)}
 
 
@@ -130,10 +154,14 @@ def _restored(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
         yield str(path), process.stdout
         complaint = process.stderr.read().decode(errors="replace").strip()
     if process.returncode:
-        raise ConfigurationError(f"{path}: pg_restore cannot read it: {complaint.splitlines()[-1:]}")
+        raise ConfigurationError(
+            f"{path}: pg_restore cannot read it: {complaint.splitlines()[-1:]}"
+        )
 
 
-def _scan(stream: IO[bytes], expression: re.Pattern[bytes], longest: int) -> Iterator[tuple[int, set[bytes]]]:
+def _scan(
+    stream: IO[bytes], expression: re.Pattern[bytes], longest: int
+) -> Iterator[tuple[int, set[bytes]]]:
     """Yield for each piece read its size and what was found in it and at its seam with the piece before."""
     tail = b""
     while piece := stream.read(_CHUNK_BYTES):

@@ -9,21 +9,25 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.errors import AppError, ConfigurationError
+from app.server.postgres import EmbeddedPostgres, running_dsn
 from app.settings import Settings
 from app.store import schema
-from app.store.dsn import first_line
-from app.store.embedded import EmbeddedPostgres, running_dsn
-from app.store.engine import create_engine
+from app.store.pg.dsn import first_line
+from app.store.pg.engine import create_engine
 
 Answer = TypeVar("Answer")
 
 
 def ask(
-    settings: Settings, question: Callable[[AsyncEngine], Awaitable[Answer]], *, needs_schema: bool = True
+    settings: Settings,
+    question: Callable[[AsyncEngine], Awaitable[Answer]],
+    *,
+    needs_schema: bool = True,
 ) -> Answer:
     """Return what `question` returns for the service's database; the embedded one is started if it is not running.
 
-    Raises `ConfigurationError` when the database does not answer, or its schema is not at head and `needs_schema`.
+    Raises `ConfigurationError` when the database does not answer, or its schema is not at head and
+    `needs_schema`.
     """
     dsn = settings.database_url or running_dsn(settings.data_dir)
     with contextlib.ExitStack() as stack:
@@ -38,7 +42,11 @@ def ask(
 
 
 async def _ask(
-    settings: Settings, dsn: str, question: Callable[[AsyncEngine], Awaitable[Answer]], *, needs_schema: bool
+    settings: Settings,
+    dsn: str,
+    question: Callable[[AsyncEngine], Awaitable[Answer]],
+    *,
+    needs_schema: bool,
 ) -> Answer:
     async with _engine(settings, dsn) as engine:
         try:
@@ -47,7 +55,9 @@ async def _ask(
                     await schema.check(connection)
             return await question(engine)
         except (AppError, DBAPIError) as error:
-            raise ConfigurationError(f"The database does not answer: {first_line(error.__cause__ or error)}") from error
+            raise ConfigurationError(
+                f"The database does not answer: {first_line(error.__cause__ or error)}"
+            ) from error
 
 
 @contextlib.asynccontextmanager

@@ -7,7 +7,14 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import TaskProgressColumn as Rate
 
 
@@ -18,7 +25,10 @@ def print_json(document: Any) -> None:
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print columns as wide as their longest text; numbers to the right."""
-    texts = [list(headings), *[["" if value is None else str(value) for value in row] for row in rows]]
+    texts = [
+        list(headings),
+        *[["" if value is None else str(value) for value in row] for row in rows],
+    ]
     widths = [max(len(row[column]) for row in texts) for column in range(len(headings))]
     is_number = [
         any(isinstance(row[column], int | float) for row in rows)
@@ -43,7 +53,9 @@ def size(n_bytes: float) -> str:
 
 
 @contextmanager
-def progress(what: str, total: int | None, *, show: bool, start: int = 0) -> Iterator[Callable[[int], None]]:
+def progress(
+    what: str, total: int | None, *, show: bool, start: int = 0
+) -> Iterator[Callable[[int], None]]:
     """Show a bar on stderr with rate and time left while the block runs, and give what moves it on."""
     columns = (
         SpinnerColumn(),
@@ -54,6 +66,8 @@ def progress(what: str, total: int | None, *, show: bool, start: int = 0) -> Ite
         TimeRemainingColumn(),
     )
     is_terminal = sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=not (show and is_terminal), transient=True) as bar:
+    with Progress(
+        *columns, console=Console(stderr=True), disable=not (show and is_terminal), transient=True
+    ) as bar:
         task = bar.add_task(what, total=total, completed=start)
         yield lambda steps: bar.advance(task, steps)

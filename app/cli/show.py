@@ -34,7 +34,9 @@ def effective(configuration: Configuration) -> list[dict[str, Any]]:
     return [
         {
             "setting": variables_of(item.name)[0],
-            "value": _shown(item.name, getattr(configuration.settings, item.name), is_secret=not item.repr),
+            "value": _shown(
+                item.name, getattr(configuration.settings, item.name), is_secret=not item.repr
+            ),
             "from": configuration.origins[item.name],
         }
         for item in fields(Settings)
@@ -45,7 +47,8 @@ def _shown(name: str, value: Any, *, is_secret: bool) -> Any:
     if value is None:
         return None
     if name == "database_url":
-        # User and place are no secret and are what one looks for; password and parameters may be one.
+        # User and place are no secret and are what one looks for; password and parameters may be
+        # one.
         parts = urlsplit(value)
         user = f"{parts.username}@" if parts.username else ""
         port = f":{parts.port}" if parts.port else ""

@@ -1,8 +1,8 @@
 """Files that can be imported: JSONL, npy, npz and, with the extra `parquet`, Parquet.
 
-JSONL has an object a line, with `id` and `vector`, and if it likes `contents` and `metadata`. In npz and Parquet these
-are the names of arrays or columns (`vectors` or `vector`, `ids` or `id`). Without ids, as in npy, the number of the row
-is the id, or a line of the file `--ids`.
+JSONL has an object a line, with `id` and `vector`, and if it likes `contents` and `metadata`. In
+npz and Parquet these are the names of arrays or columns (`vectors` or `vector`, `ids` or `id`).
+Without ids, as in npy, the number of the row is the id, or a line of the file `--ids`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -99,7 +99,9 @@ def _matrix(vectors: NDArray[Any], ids: Sequence[str] | None, **columns: NDArray
 
 def _npz(path: Path, ids: Sequence[str] | None) -> Source:
     with np.load(path, allow_pickle=False) as arrays:
-        vectors = next((arrays[name] for name in ("vectors", "vector", "arr_0") if name in arrays), None)
+        vectors = next(
+            (arrays[name] for name in ("vectors", "vector", "arr_0") if name in arrays), None
+        )
         if vectors is None:
             raise ConfigurationError(f"{path}: must have an array `vectors`")
         own_ids = next((arrays[name] for name in ("ids", "id") if name in arrays), None)
@@ -129,7 +131,11 @@ def _parquet(path: Path) -> Source:
                 continue
             for values in batch.to_pylist():
                 if row >= start:
-                    item = {name: values[column] for column, name in columns.items() if values[column] is not None}
+                    item = {
+                        name: values[column]
+                        for column, name in columns.items()
+                        if values[column] is not None
+                    }
                     item["id"] = str(item.get("id", row))
                     if isinstance(item.get("metadata"), str):
                         item["metadata"] = msgspec.json.decode(item["metadata"])

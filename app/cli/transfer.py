@@ -1,7 +1,8 @@
 """`sealdex import`, `export` and `train`: they talk to a running service over HTTP, as any client does.
 
-Keys come from the environment or a file, never from the command line, which every user of the machine can read:
-`SEALDEX_INDEX_KEY` or `--index-key-file`, and `SEALDEX_API_KEY` (else the root key of the settings).
+Keys come from the environment or a file, never from the command line, which every user of the
+machine can read: `SEALDEX_INDEX_KEY` or `--index-key-file`, and `SEALDEX_API_KEY` (else the root
+key of the settings).
 """
 
 import argparse
@@ -24,7 +25,8 @@ from app.errors import ConfigurationError
 _TIMEOUT_S = 600.0
 _ATTEMPTS = 6
 _MAX_WAIT_S = 10.0
-# Bodies are JSON: about 12 bytes a number. Small enough to be far below any limit, large enough to be quick.
+# Bodies are JSON: about 12 bytes a number. Small enough to be far below any limit, large enough to
+# be quick.
 _BATCH_NUMBERS = 400_000
 _MAX_BATCH = 2_000
 _AT_A_TIME = 2
@@ -110,25 +112,33 @@ def import_items(options: argparse.Namespace, configuration: Configuration) -> i
         async with Remote(options, configuration) as remote:
             checkpoint = _Checkpoint(Path(options.file), remote)
             done = 0 if options.restart else checkpoint.read()
-            with progress("importing", source.n_items, show=not options.json, start=done) as advance:
+            with progress(
+                "importing", source.n_items, show=not options.json, start=done
+            ) as advance:
                 n_items = await _import(remote, source, checkpoint, done, advance)
             checkpoint.remove()
             if options.json:
                 print_json({"index": remote.name, "imported": n_items, "resumed_after": done})
             else:
-                print(f"Imported {n_items} items into '{remote.name}'" + (f", after {done} before" if done else ""))
+                print(
+                    f"Imported {n_items} items into '{remote.name}'"
+                    + (f", after {done} before" if done else "")
+                )
             return 0
 
     return _run(run())
 
 
-async def _import(remote: Remote, source: sources.Source, checkpoint: "_Checkpoint", done: int, advance: Any) -> int:
+async def _import(
+    remote: Remote, source: sources.Source, checkpoint: "_Checkpoint", done: int, advance: Any
+) -> int:
     """Send the items from number `done` on, some batches at a time; return how many."""
     position = done
     running: list[tuple[int, asyncio.Task[dict[str, Any]]]] = []
 
     async def finish_oldest() -> None:
-        # Batches are acknowledged in order, so the number of items done is all there is to remember.
+        # Batches are acknowledged in order, so the number of items done is all there is to
+        # remember.
         n_items, task = running.pop(0)
         await task
         nonlocal position
@@ -138,14 +148,18 @@ async def _import(remote: Remote, source: sources.Source, checkpoint: "_Checkpoi
 
     try:
         for batch in _batches(source, done):
-            running.append((len(batch), asyncio.create_task(remote.post("vectors/upsert", items=batch))))
+            running.append(
+                (len(batch), asyncio.create_task(remote.post("vectors/upsert", items=batch)))
+            )
             await asyncio.sleep(0)
             if len(running) >= _AT_A_TIME:
                 await finish_oldest()
         while running:
             await finish_oldest()
     except Refused as error:
-        raise Refused(f"{error} (in the batch after item {position}; the items before it are stored)") from error
+        raise Refused(
+            f"{error} (in the batch after item {position}; the items before it are stored)"
+        ) from error
     finally:
         for _, task in running:
             task.cancel()
@@ -173,10 +187,15 @@ def export_items(options: argparse.Namespace, configuration: Configuration) -> i
         async with Remote(options, configuration) as remote:
             ids = (await remote.post("vectors/list_ids"))["ids"]
             n_written = 0
-            with _output(options.output) as stream, progress("exporting", len(ids), show=not options.json) as advance:
+            with (
+                _output(options.output) as stream,
+                progress("exporting", len(ids), show=not options.json) as advance,
+            ):
                 for start in range(0, len(ids), _EXPORT_BATCH):
                     part = ids[start : start + _EXPORT_BATCH]
-                    found = await remote.post("vectors/get", ids=part, include=["vector", "contents", "metadata"])
+                    found = await remote.post(
+                        "vectors/get", ids=part, include=["vector", "contents", "metadata"]
+                    )
                     for item in found["results"]:
                         stream.write(msgspec.json.encode(_without_blanks(item)) + b"\n")
                     n_written += len(found["results"])
@@ -211,7 +230,9 @@ def _output(path: str) -> AbstractContextManager[IO[bytes]]:
         return nullcontext(sys.stdout.buffer)
     try:
         # Nobody else may read what has just been opened.
-        return os.fdopen(os.open(_partial(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+        return os.fdopen(
+            os.open(_partial(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb"
+        )
     except OSError as error:
         raise ConfigurationError(f"--output {path}: cannot be written: {error.strerror}") from error
 
@@ -222,7 +243,12 @@ class _Checkpoint:
     def __init__(self, path: Path, remote: Remote) -> None:
         stat = path.stat()
         self._path = path.with_name(path.name + _CHECKPOINT_SUFFIX)
-        self._what = {"url": remote.url, "index": remote.name, "size": stat.st_size, "changed_ns": stat.st_mtime_ns}
+        self._what = {
+            "url": remote.url,
+            "index": remote.name,
+            "size": stat.st_size,
+            "changed_ns": stat.st_mtime_ns,
+        }
 
     def read(self) -> int:
         """Return how many items are stored; 0 for another index or a file that has changed since."""
@@ -279,4 +305,6 @@ def _index_key(options: argparse.Namespace) -> str | None:
     try:
         return Path(options.index_key_file).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"--index-key-file {options.index_key_file}: cannot be read") from error
+        raise ConfigurationError(
+            f"--index-key-file {options.index_key_file}: cannot be read"
+        ) from error

@@ -1,5 +1,5 @@
-"""Bytes in, bytes out: keys, sealed values, blinded ids, the keyed sketch. `README.md` is the specification."""
+"""Bytes in, bytes out: keys, sealed values, blinded ids. `README.md` is the specification."""
 
-from app.crypto import aead, keys, sessions, sketch, tokens, user_keys
+from app.crypto import aead, keys, sessions, tokens, user_keys
 
-__all__ = ["aead", "keys", "sessions", "sketch", "tokens", "user_keys"]
+__all__ = ["aead", "keys", "sessions", "tokens", "user_keys"]

@@ -4,10 +4,11 @@
     of a writer    version (1) = 0x02 ‖ session (32) ‖ nonce (12) ‖ ciphertext ‖ tag (16)
     AAD            index UUID (16) ‖ item key (16) ‖ column label (ASCII)
 
-The AAD is not stored: whoever opens a value says where it came from, so a value moved to another row, column or
-index does not open. A `Sealer` spreads its values over 64 sub-keys by the first byte of the item key, because
-random nonces bound one key to 2^32 values; README.md has the arithmetic. Who may write but not read seals under the
-key of a session (`app.crypto.sessions`), which the value names.
+The AAD is not stored: whoever opens a value says where it came from, so a value moved to another
+row, column or index does not open. A `Sealer` spreads its values over 64 sub-keys by the first byte
+of the item key, because random nonces bound one key to 2^32 values; README.md has the arithmetic.
+Who may write but not read seals under the key of a session (`app.crypto.sessions`), which the value
+names.
 """
 
 import os
@@ -87,11 +88,16 @@ class Sealer:
     ) -> None:
         """`key_material` is 64 sub-keys of 32 bytes, one after the other; `sessions` opens what writers sealed.
 
-        With the name of a `session`, `key_material` is that session's one key, and nothing else opens.
+        With the name of a `session`, `key_material` is that session's one key, and nothing else
+        opens.
         """
         if len(key_material) != (KEY_BYTES if session else KEY_MATERIAL_BYTES):
-            raise ValueError(f"a sealer takes {KEY_MATERIAL_BYTES} bytes of key material, one of a session {KEY_BYTES}")
-        self._shards: Mapping[int, AESGCM] = _OneShard(key_material) if session else _Shards(key_material)
+            raise ValueError(
+                f"a sealer takes {KEY_MATERIAL_BYTES} bytes of key material, one of a session {KEY_BYTES}"
+            )
+        self._shards: Mapping[int, AESGCM] = (
+            _OneShard(key_material) if session else _Shards(key_material)
+        )
         self._header = bytes([SESSION_VERSION]) + session if session else _VERSION
         self._sessions = sessions
         self._aad_prefix = index_id.bytes
@@ -105,7 +111,11 @@ class Sealer:
         """Seal `plaintext` for the row `item_key`: 29 bytes longer (a writer's: 61), different each time."""
         nonce = os.urandom(NONCE_BYTES)
         aad = self._aad_prefix + item_key + self._aad_suffix
-        return self._header + nonce + self._shards[item_key[0] & _SHARD_MASK].encrypt(nonce, plaintext, aad)
+        return (
+            self._header
+            + nonce
+            + self._shards[item_key[0] & _SHARD_MASK].encrypt(nonce, plaintext, aad)
+        )
 
     def open(self, item_key: bytes, sealed: bytes) -> bytes:
         """Open a value stored in the row `item_key`. Raises `DataCorrupted`."""
@@ -121,13 +131,19 @@ class Sealer:
 
     def open_all(self, item_keys: Iterable[bytes], sealed: Iterable[bytes]) -> list[bytes]:
         """Open each value for its item key, as `open` does. Raises `DataCorrupted`."""
-        return [self.open(item_key, value) for item_key, value in zip(item_keys, sealed, strict=True)]
+        return [
+            self.open(item_key, value) for item_key, value in zip(item_keys, sealed, strict=True)
+        ]
 
     def _cipher(self, item_key: bytes, sealed: bytes) -> tuple[AESGCM, int]:
         """Return the cipher that opens `sealed`, and where the nonce begins. Raises `DataCorrupted`."""
         if sealed.startswith(self._header):
             return self._shards[item_key[0] & _SHARD_MASK], len(self._header)
-        if self._sessions is None or sealed[0] != SESSION_VERSION or len(sealed) < OVERHEAD_BYTES + SESSION_BYTES:
+        if (
+            self._sessions is None
+            or sealed[0] != SESSION_VERSION
+            or len(sealed) < OVERHEAD_BYTES + SESSION_BYTES
+        ):
             raise self._corrupted()
         return self._sessions(sealed[1 : 1 + SESSION_BYTES]), 1 + SESSION_BYTES
 
@@ -135,13 +151,22 @@ class Sealer:
     def seal_all(self, item_keys: Sequence[bytes], plaintexts: Sequence[bytes]) -> list[bytes]: ...
 
     @overload
-    def seal_all(self, item_keys: Sequence[bytes], plaintexts: Sequence[bytes | None]) -> list[bytes | None]: ...
+    def seal_all(
+        self, item_keys: Sequence[bytes], plaintexts: Sequence[bytes | None]
+    ) -> list[bytes | None]: ...
 
-    def seal_all(self, item_keys: Sequence[bytes], plaintexts: Sequence[bytes | None]) -> Sequence[bytes | None]:
+    def seal_all(
+        self, item_keys: Sequence[bytes], plaintexts: Sequence[bytes | None]
+    ) -> Sequence[bytes | None]:
         """Seal each plaintext for its item key, as `seal` does; None stays None."""
         # One call: the system's random numbers cost as much as sealing a short value.
         nonces = os.urandom(NONCE_BYTES * len(item_keys))
-        header, shards, prefix, suffix = self._header, self._shards, self._aad_prefix, self._aad_suffix
+        header, shards, prefix, suffix = (
+            self._header,
+            self._shards,
+            self._aad_prefix,
+            self._aad_suffix,
+        )
         sealed: list[bytes | None] = []
         start = 0
         for item_key, plaintext in zip(item_keys, plaintexts, strict=True):
@@ -151,22 +176,30 @@ class Sealer:
             nonce = nonces[start : start + NONCE_BYTES]
             start += NONCE_BYTES
             aesgcm = shards[item_key[0] & _SHARD_MASK]
-            sealed.append(header + nonce + aesgcm.encrypt(nonce, plaintext, prefix + item_key + suffix))
+            sealed.append(
+                header + nonce + aesgcm.encrypt(nonce, plaintext, prefix + item_key + suffix)
+            )
         return sealed
 
     def seal_rows(self, item_keys: Sequence[bytes], rows: NDArray[Any]) -> list[bytes]:
         """Seal each row of `rows` (n, d) for its item key: the numbers one after the other, little-endian."""
         data = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<")).tobytes()
         width = rows.shape[1] * rows.itemsize
-        return self.seal_all(item_keys, [data[start : start + width] for start in range(0, len(data), width)])
+        return self.seal_all(
+            item_keys, [data[start : start + width] for start in range(0, len(data), width)]
+        )
 
     def open_rows(
-        self, item_keys: Sequence[bytes], sealed: Sequence[bytes], dtype: np.dtype[Any], dimension: int
+        self,
+        item_keys: Sequence[bytes],
+        sealed: Sequence[bytes],
+        dtype: np.dtype[Any],
+        dimension: int,
     ) -> NDArray[Any]:
         """Open the rows (n, dimension) that `seal_rows` sealed, into one new array. Raises `DataCorrupted`.
 
-        The hot path of a search: each value is decrypted straight into its row, and what is the same for all
-        rows is checked or computed before the loop.
+        The hot path of a search: each value is decrypted straight into its row, and what is the
+        same for all rows is checked or computed before the loop.
         """
         rows = np.empty((len(sealed), dimension), dtype.newbyteorder("<"))
         width = dimension * rows.itemsize
@@ -193,7 +226,9 @@ class Sealer:
             raise self._corrupted() from error
         return rows
 
-    def _open_each(self, item_keys: Sequence[bytes], sealed: Sequence[bytes], rows: NDArray[Any]) -> NDArray[Any]:
+    def _open_each(
+        self, item_keys: Sequence[bytes], sealed: Sequence[bytes], rows: NDArray[Any]
+    ) -> NDArray[Any]:
         """Open values of which some were sealed in sessions, and so are longer, into `rows`."""
         for row, item_key, value in zip(rows, item_keys, sealed, strict=True):
             plaintext = self.open(item_key, value)

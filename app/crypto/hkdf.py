@@ -1,7 +1,7 @@
 """HKDF-SHA256 (RFC 5869) with this service's labels: a key from a key and a label.
 
-A label says what the derived key is for. Every label has one purpose and every purpose one label; the prefix
-carries the version, so a later format derives other keys from the same data key.
+A label says what the derived key is for. Every label has one purpose and every purpose one label;
+the prefix carries the version, so a later format derives other keys from the same data key.
 """
 
 import hmac

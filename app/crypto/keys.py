@@ -12,9 +12,9 @@
     write key     X25519 public key (32) ‖ id-blind (32) ‖ tokens (32) ‖ sketch (32) ‖ encoder's 64 sub-keys
 
 
-The wrapped DEK and, for users, wrapped read and write keys (`user_keys`) are the only key material in the database. A
-wrong KEK is noticed by the comparison of the GCM tag alone, which OpenSSL does in constant time (CRYPTO_memcmp): how
-long a rejection takes says nothing about the key.
+The wrapped DEK and, for users, wrapped read and write keys (`user_keys`) are the only key material
+in the database. A wrong KEK is noticed by the comparison of the GCM tag alone, which OpenSSL does
+in constant time (CRYPTO_memcmp): how long a rejection takes says nothing about the key.
 """
 
 import os
@@ -33,7 +33,8 @@ from app.errors import DataCorrupted, Forbidden, InvalidInput, KeyRejected
 KEY_BYTES = 32
 
 _VERSION = b"\x01"
-# Each is one session key, derived and kept: a search among rows of many sessions asks for the same ones again.
+# Each is one session key, derived and kept: a search among rows of many sessions asks for the same
+# ones again.
 _MAX_SESSIONS = 1024
 _WRITE_KEY_BYTES = sessions.PUBLIC_BYTES + 3 * KEY_BYTES + aead.KEY_MATERIAL_BYTES
 _WRAPPED_BYTES = aead.OVERHEAD_BYTES + KEY_BYTES
@@ -79,7 +80,8 @@ def unwrap_dek(kek: bytes, wrapped: bytes, index_id: UUID) -> bytes:
 def key_id(kek: bytes, index_id: UUID) -> str:
     """Return what tells index keys apart in the audit log: 12 hex digits, different for each index.
 
-    It confirms a guessed KEK, as the wrapped DEK beside it in the database does; a KEK has 256 random bits.
+    It confirms a guessed KEK, as the wrapped DEK beside it in the database does; a KEK has 256
+    random bits.
     """
     return hkdf.expand(hkdf.extract(index_id.bytes, kek), "key-id", _KEY_ID_BYTES).hex()
 
@@ -87,7 +89,8 @@ def key_id(kek: bytes, index_id: UUID) -> str:
 def root_key_id(root_key: str) -> str | None:
     """Return what tells root keys apart in the audit log: 8 hex digits, or None for a key that could be guessed.
 
-    Only of keys as `sealdex keygen` makes them: of a word, any digest would let the database's owner test guesses.
+    Only of keys as `sealdex keygen` makes them: of a word, any digest would let the database's
+    owner test guesses.
     """
     try:
         key = parse_index_key(root_key)
@@ -106,8 +109,8 @@ def _wrapper(kek: bytes) -> AESGCM:
 class _SessionCiphers:
     """What opens values that writers sealed, derived when first asked for and then kept. Safe to share between threads.
 
-    Knows nothing of `IndexKeys`: two that hold each other live until the garbage collector comes, long after the keys
-    were to be forgotten.
+    Knows nothing of `IndexKeys`: two that hold each other live until the garbage collector comes,
+    long after the keys were to be forgotten.
     """
 
     def __init__(self, pseudorandom_key: bytes, index_id: UUID) -> None:
@@ -140,7 +143,8 @@ class _SessionCiphers:
 class IndexKeys:
     """Every key of one index, derived from its data key when first used and then kept.
 
-    A query needs the sealers of vectors and ids only; deriving and setting up each costs up to 0.15 ms.
+    A query needs the sealers of vectors and ids only; deriving and setting up each costs up to 0.15
+    ms.
     """
 
     def __init__(self, pseudorandom_key: bytes, index_id: UUID) -> None:
@@ -208,13 +212,17 @@ class IndexKeys:
 
     def _sealer(self, label: str) -> aead.Sealer:
         key_material = hkdf.expand(self._pseudorandom_key, label, aead.KEY_MATERIAL_BYTES)
-        return aead.Sealer(key_material, self.index_id, label, sessions=partial(self._sessions.cipher, label))
+        return aead.Sealer(
+            key_material, self.index_id, label, sessions=partial(self._sessions.cipher, label)
+        )
 
 
 class WriterKeys(IndexKeys):
     """The keys of someone who may write but not read: seals values in a session, and opens only the encoder."""
 
-    def __init__(self, write_key: bytes, index_id: UUID, session: sessions.Session | None = None) -> None:
+    def __init__(
+        self, write_key: bytes, index_id: UUID, session: sessions.Session | None = None
+    ) -> None:
         """`write_key` is that of `IndexKeys.write_key`. A session may be used again; without one a new one begins."""
         if len(write_key) != _WRITE_KEY_BYTES:
             raise DataCorrupted("the stored write key of a user has an unknown format")

@@ -1,6 +1,7 @@
 """HMAC-SHA256 (RFC 2104) under one key, many times: the key's two blocks are hashed once, then copied.
 
-That is a quarter of the time of `hmac.digest` for ids and terms of metadata, which are shorter than these blocks.
+That is a quarter of the time of `hmac.digest` for ids and terms of metadata, which are shorter than
+these blocks.
 """
 
 import hashlib

@@ -1,14 +1,16 @@
 """Sessions of writers: keys under which someone seals what only the index's own key opens.
 
-The index has an X25519 key pair (x, X) (RFC 7748); x is derived from its data key. Who may write but not read has only
-X. A session is an ephemeral pair (e, E) and the key that Diffie-Hellman gives:
+The index has an X25519 key pair (x, X) (RFC 7748); x is derived from its data key. Who may write
+but not read has only X. A session is an ephemeral pair (e, E) and the key that Diffie-Hellman
+gives:
 
     session key    HKDF-Extract(salt = index UUID (16), input = X25519(e, X) (32) ‖ E (32) ‖ X (32))
     for a column   HKDF-Expand(session key, label) (32), without the 64 sub-keys
 
-This is the key encapsulation of RFC 9180, section 4.1, with this service's labels. Every value names its session by E
-(`aead`), and whoever holds x computes X25519(x, E). The writer forgets e as soon as the session key is there; when it
-forgets the session key too, it can no longer open what it sealed.
+This is the key encapsulation of RFC 9180, section 4.1, with this service's labels. Every value
+names its session by E (`aead`), and whoever holds x computes X25519(x, E). The writer forgets e as
+soon as the session key is there; when it forgets the session key too, it can no longer open what it
+sealed.
 """
 
 from dataclasses import dataclass, field
@@ -52,7 +54,9 @@ def enter(private_key: bytes, name: bytes, index_id: UUID) -> Session:
     return _session(own, name, name, own.public_key().public_bytes_raw(), index_id)
 
 
-def _session(own: X25519PrivateKey, other: bytes, name: bytes, public: bytes, index_id: UUID) -> Session:
+def _session(
+    own: X25519PrivateKey, other: bytes, name: bytes, public: bytes, index_id: UUID
+) -> Session:
     try:
         shared = own.exchange(X25519PublicKey.from_public_bytes(other))
     except ValueError as error:  # the all-zero secret of a point of small order

@@ -1,12 +1,13 @@
 """Blinded ids and metadata: what the database sees of an item's id, and of the values it can be searched by.
 
-An item key is deterministic, so that the same id finds the same row, and keyed, so that nobody without the index
-key can test a guessed id. It is a PRF output cut to 16 bytes: among 2^32 ids of one index two collide with
-probability 2^-65.
+An item key is deterministic, so that the same id finds the same row, and keyed, so that nobody
+without the index key can test a guessed id. It is a PRF output cut to 16 bytes: among 2^32 ids of
+one index two collide with probability 2^-65.
 
-A token of the blind index is a PRF output cut to 8 bytes. Equal values of a field have equal tokens within an index,
-which is what makes them searchable, and what they leak. Two different values collide seldom (2^-33 among 2^16 values)
-and at no harm: whatever a token has found is checked on the opened metadata.
+A token of the blind index is a PRF output cut to 8 bytes. Equal values of a field have equal tokens
+within an index, which is what makes them searchable, and what they leak. Two different values
+collide seldom (2^-33 among 2^16 values) and at no harm: whatever a token has found is checked on
+the opened metadata.
 """
 
 from collections.abc import Callable, Iterable

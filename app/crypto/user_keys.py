@@ -7,8 +7,9 @@
     wrapped key    version (1) = 0x01 ‖ nonce (12) ‖ AES-256-GCM(user key, nonce, key, AAD) = ciphertext ‖ tag (16)
     AAD            "sealdex/v1/user" ‖ index UUID (16) ‖ user id (16) ‖ "read" or "write"
 
-The tag says that the root key minted the token, before anything is looked up. A wrapped key moved to another user,
-index or permission does not unwrap, so a permission cannot be granted by changing the table.
+The tag says that the root key minted the token, before anything is looked up. A wrapped key moved
+to another user, index or permission does not unwrap, so a permission cannot be granted by changing
+the table.
 """
 
 import base64
@@ -49,9 +50,13 @@ def format_token(token: UserToken, root_key: str) -> str:
 
 def parse_token(text: str, root_key: str) -> UserToken:
     """Read a token that `root_key` has minted. Raises `ApiKeyRejected` for anything else."""
-    body = _from_base64url(text.removeprefix(_TOKEN_PREFIX)) if text.startswith(_TOKEN_PREFIX) else b""
+    body = (
+        _from_base64url(text.removeprefix(_TOKEN_PREFIX)) if text.startswith(_TOKEN_PREFIX) else b""
+    )
     token = UserToken(body[:USER_ID_BYTES], body[USER_ID_BYTES:-_TAG_BYTES])
-    if len(body) != _BODY_BYTES or not hmac.compare_digest(body[-_TAG_BYTES:], _tag(token, root_key)):
+    if len(body) != _BODY_BYTES or not hmac.compare_digest(
+        body[-_TAG_BYTES:], _tag(token, root_key)
+    ):
         raise ApiKeyRejected("Invalid API Key")
     return token
 
@@ -68,7 +73,9 @@ def unwrap(token: UserToken, wrapped: bytes, index_id: UUID, permission: Permiss
     nonce, ciphertext = wrapped[1 : aead.HEADER_BYTES], wrapped[aead.HEADER_BYTES :]
     try:
         if wrapped[:1] == _VERSION and len(wrapped) >= aead.OVERHEAD_BYTES:
-            return AESGCM(token.user_key).decrypt(nonce, ciphertext, _aad(token, index_id, permission))
+            return AESGCM(token.user_key).decrypt(
+                nonce, ciphertext, _aad(token, index_id, permission)
+            )
     except InvalidTag as error:
         raise Forbidden("permission denied: the stored key of this user does not open") from error
     raise Forbidden("permission denied: the stored key of this user has an unknown format")
@@ -91,7 +98,9 @@ def _tag_key(root_key: str) -> bytes:
 def _from_base64url(text: str) -> bytes:
     """Return the bytes, or none for what is not the one way to write them."""
     try:
-        body = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        body = base64.b64decode(
+            text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True
+        )
     except (binascii.Error, UnicodeEncodeError):
         return b""
     # Bits beyond the last byte are ignored by the decoder: only one spelling of a token is good.

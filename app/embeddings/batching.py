@@ -1,8 +1,9 @@
 """One model, many requests: their texts are encoded together, in rounds, on one thread.
 
-A round is one pass through the model. The first text starts one at once; what arrives meanwhile makes the next. The
-work of a round is bounded, so that a query waits for a short time even while thousands of documents are embedded:
-requests with the fewest texts left go first, and every other round belongs to the one that waits longest.
+A round is one pass through the model. The first text starts one at once; what arrives meanwhile
+makes the next. The work of a round is bounded, so that a query waits for a short time even while
+thousands of documents are embedded: requests with the fewest texts left go first, and every other
+round belongs to the one that waits longest.
 """
 
 import asyncio
@@ -61,7 +62,11 @@ class Batcher:
     """Encodes the texts of concurrent requests together. It belongs to one event loop."""
 
     def __init__(
-        self, encode: Callable[[Sequence[str]], Matrix], executor: Executor, places: Places, max_characters: int
+        self,
+        encode: Callable[[Sequence[str]], Matrix],
+        executor: Executor,
+        places: Places,
+        max_characters: int,
     ) -> None:
         self._encode = encode
         self._executor = executor
@@ -96,7 +101,9 @@ class Batcher:
     async def _round(self, chosen: list[tuple[_Job, list[int]]]) -> None:
         texts = [job.texts[position] for job, positions in chosen for position in positions]
         try:
-            vectors = await asyncio.get_running_loop().run_in_executor(self._executor, self._encode, texts)
+            vectors = await asyncio.get_running_loop().run_in_executor(
+                self._executor, self._encode, texts
+            )
         except Exception as error:  # noqa: BLE001 - it goes to those who wait for these texts; the others go on
             for job, _ in chosen:
                 if not job.answer.done():

@@ -1,7 +1,8 @@
 """What the services use: models by name, vectors for texts.
 
-Models are loaded when they are first needed, one at a time, and kept in memory until newer ones push them out.
-Loading and encoding have a thread each, so that a model that is being loaded holds up no other.
+Models are loaded when they are first needed, one at a time, and kept in memory until newer ones
+push them out. Loading and encoding have a thread each, so that a model that is being loaded holds
+up no other.
 """
 
 import asyncio
@@ -40,9 +41,15 @@ class _Ready:
     def __init__(self, model: LoadedModel, executor: ThreadPoolExecutor, places: Places) -> None:
         self.model = model
         characters = _CHARACTERS_A_TOKEN * (model.facts.max_seq_length or _USUAL_TOKENS)
-        make = functools.partial(Batcher, executor=executor, places=places, max_characters=characters)
+        make = functools.partial(
+            Batcher, executor=executor, places=places, max_characters=characters
+        )
         documents = make(functools.partial(model.encode, purpose=Purpose.DOCUMENT))
-        queries = documents if model.is_symmetric else make(functools.partial(model.encode, purpose=Purpose.QUERY))
+        queries = (
+            documents
+            if model.is_symmetric
+            else make(functools.partial(model.encode, purpose=Purpose.QUERY))
+        )
         self.batchers = {Purpose.DOCUMENT: documents, Purpose.QUERY: queries}
 
 
@@ -56,7 +63,8 @@ class Embedder:
         self._places = Places(settings.max_queued_texts)
         self._ready: LRUCache[str, _Ready] = LRUCache(settings.max_loaded_models)
         self._loading: dict[str, asyncio.Task[_Ready]] = {}
-        # What loading has taught of models whose configuration does not tell; None for those that do not load.
+        # What loading has taught of models whose configuration does not tell; None for those that
+        # do not load.
         self._learnt: dict[tuple[Path, files.Signature], EmbeddingModel | None] = {}
         self._loader = ThreadPoolExecutor(1, "sealdex-models")
         self._encoder = ThreadPoolExecutor(1, "sealdex-texts")
@@ -77,7 +85,8 @@ class Embedder:
     async def look_up(self, name: str) -> tuple[EmbeddingModel, str]:
         """Return the model that a client calls `name`, and the SHA-256 of its weights, after loading it.
 
-        Raises `InvalidInput` when there is no such model, and `ModelUnavailable` when it does not load.
+        Raises `InvalidInput` when there is no such model, and `ModelUnavailable` when it does not
+        load.
         """
         if not is_extra_installed():
             raise errors.InvalidInput(f"This service has no embedding models; {INSTALL}")
@@ -85,13 +94,18 @@ class Embedder:
         ready = await self._load(found.name, lambda: found)
         return ready.model.facts, ready.model.weights_sha256
 
-    async def embed(self, name: str, weights_sha256: str, texts: Sequence[str], purpose: Purpose) -> Matrix:
+    async def embed(
+        self, name: str, weights_sha256: str, texts: Sequence[str], purpose: Purpose
+    ) -> Matrix:
         """Return the vectors of `texts`, (n, d), by the model with the full name `name` and these weights.
 
         Raises `ModelUnavailable` when the model is gone or has other weights, and `Overloaded`.
         """
         ready = self._ready.get(name) or await self._load(name, lambda: self._find_again(name))
-        if ready.model.weights_sha256 != weights_sha256 and await self.weights_sha256(name) == weights_sha256:
+        if (
+            ready.model.weights_sha256 != weights_sha256
+            and await self.weights_sha256(name) == weights_sha256
+        ):
             # The files have been changed back since the model was loaded.
             self._ready.pop(name, None)
             ready = await self._load(name, lambda: self._find_again(name))
@@ -105,7 +119,9 @@ class Embedder:
     async def weights_sha256(self, name: str) -> str | None:
         """Return the SHA-256 of the weights that the model with the full name `name` has on disk, if it is there."""
         try:
-            return await self._in_loader(lambda: files.weights_sha256(self._find_again(name).directory))
+            return await self._in_loader(
+                lambda: files.weights_sha256(self._find_again(name).directory)
+            )
         except (errors.ModelUnavailable, OSError):
             return None
 
@@ -158,7 +174,9 @@ class Embedder:
     def _find(self, name: str) -> FoundModel:
         """Return the model that `name` means, from this machine or else from the hub. Raises `InvalidInput`."""
         if len(name) > _MAX_NAME_LENGTH:
-            raise errors.InvalidInput(f"embedding_model cannot be longer than {_MAX_NAME_LENGTH} characters")
+            raise errors.InvalidInput(
+                f"embedding_model cannot be longer than {_MAX_NAME_LENGTH} characters"
+            )
         found = self._found()
         own = [model for model in found if model.directory.parent == self._models_dir]
         chosen = catalogue.choose(own, name) or catalogue.choose(found, name)
@@ -169,17 +187,23 @@ class Embedder:
             return hub.download(catalogue.full_name(name))
         except hub.HubRefused as refusal:
             known = ", ".join(model.name for model in found) or "none"
-            message = f"Unknown embedding_model '{name}'. Available: {known}. Not from the hub: {refusal}"
+            message = (
+                f"Unknown embedding_model '{name}'. Available: {known}. Not from the hub: {refusal}"
+            )
             raise errors.InvalidInput(message) from refusal
 
     def _find_again(self, name: str) -> FoundModel:
         """Return the model of an index that was made with it. Raises `ModelUnavailable`."""
         if not is_extra_installed():
-            raise errors.ModelUnavailable(f"The embedding model of this index cannot be loaded; {INSTALL}")
+            raise errors.ModelUnavailable(
+                f"The embedding model of this index cannot be loaded; {INSTALL}"
+            )
         try:
             return self._find(name)
         except errors.InvalidInput as error:
-            raise errors.ModelUnavailable(f"Embedding model '{name}' is not on this service any more") from error
+            raise errors.ModelUnavailable(
+                f"Embedding model '{name}' is not on this service any more"
+            ) from error
 
     def _check_downloads(self) -> None:
         if self._may_download is False:

@@ -1,8 +1,9 @@
 """A model on disk: what its configuration tells without loading it, and the hash of its weights.
 
-A sentence-transformers model is a directory with `modules.json`, the list of its modules: a transformer, a pooling,
-perhaps dense layers and a normalisation, each configured in a sub-directory of its own. A directory with a
-transformers `config.json` alone is a model too; sentence-transformers adds mean pooling to it.
+A sentence-transformers model is a directory with `modules.json`, the list of its modules: a
+transformer, a pooling, perhaps dense layers and a normalisation, each configured in a sub-directory
+of its own. A directory with a transformers `config.json` alone is a model too;
+sentence-transformers adds mean pooling to it.
 """
 
 import functools
@@ -33,17 +34,20 @@ def is_model(directory: Path) -> bool:
 def weight_files(directory: Path) -> list[Path]:
     """Return the files that hold the weights of the model in `directory`, in the order of their paths.
 
-    They are in the directory itself and in the directories of its modules. Where the same weights are there in
-    several formats, these are the ones that are loaded.
+    They are in the directory itself and in the directories of its modules. Where the same weights
+    are there in several formats, these are the ones that are loaded.
     """
-    return sorted(file for part in (directory, *_module_directories(directory)) for file in _weights_in(part))
+    return sorted(
+        file for part in (directory, *_module_directories(directory)) for file in _weights_in(part)
+    )
 
 
 def weights_sha256(directory: Path) -> str:
     """Return the SHA-256 of the weights of the model in `directory`, in hexadecimal.
 
-    That of the file, if there is one; else that of the lines `sha256sum` prints for the files, by their paths in the
-    model. Files are read again only when their size or time has changed. Raises `OSError`.
+    That of the file, if there is one; else that of the lines `sha256sum` prints for the files, by
+    their paths in the model. Files are read again only when their size or time has changed. Raises
+    `OSError`.
     """
     return _weights_sha256(directory, signature(directory))
 
@@ -51,16 +55,23 @@ def weights_sha256(directory: Path) -> str:
 def signature(directory: Path) -> Signature:
     """Return what changes when the weights in `directory` are replaced. Raises `OSError`."""
     stats = ((file, file.stat()) for file in weight_files(directory))
-    return tuple((file.relative_to(directory).as_posix(), stat.st_size, stat.st_mtime_ns) for file, stat in stats)
+    return tuple(
+        (file.relative_to(directory).as_posix(), stat.st_size, stat.st_mtime_ns)
+        for file, stat in stats
+    )
 
 
 def facts(name: str, directory: Path) -> EmbeddingModel | None:
     """Return dimension and length of the model in `directory`, if its configuration states both plainly."""
     try:
         modules = _read(directory / MODULES)
-        max_seq_length = _read(directory / modules[0]["path"] / "sentence_bert_config.json")["max_seq_length"]
+        max_seq_length = _read(directory / modules[0]["path"] / "sentence_bert_config.json")[
+            "max_seq_length"
+        ]
         dimension = _dimension(directory, modules[1:])
-        is_truncated = _read_if_there(directory / "config_sentence_transformers.json").get("truncate_dim")
+        is_truncated = _read_if_there(directory / "config_sentence_transformers.json").get(
+            "truncate_dim"
+        )
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
     if is_truncated or not (isinstance(max_seq_length, int) and isinstance(dimension, int)):
@@ -87,7 +98,11 @@ def _pooled_dimension(pooling: dict[str, Any]) -> int:
     mode = pooling.get("pooling_mode", "")
     modes = [mode] if isinstance(mode, str) else mode
     if not mode:
-        modes = [name for name, is_used in pooling.items() if name.startswith("pooling_mode_") and is_used]
+        modes = [
+            name
+            for name, is_used in pooling.items()
+            if name.startswith("pooling_mode_") and is_used
+        ]
     size: int = pooling.get("embedding_dimension") or pooling["word_embedding_dimension"]
     return size * len(modes)
 
@@ -121,7 +136,9 @@ def _weights_sha256(directory: Path, signed: Signature) -> str:
     hashes = [(_sha256(directory / path), path) for path, *_ in signed]
     if len(hashes) == 1:
         return hashes[0][0]
-    return hashlib.sha256("".join(f"{digest}  {path}\n" for digest, path in hashes).encode()).hexdigest()
+    return hashlib.sha256(
+        "".join(f"{digest}  {path}\n" for digest, path in hashes).encode()
+    ).hexdigest()
 
 
 def _sha256(file: Path) -> str:

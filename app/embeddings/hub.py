@@ -1,6 +1,7 @@
 """Models of the Hugging Face hub: those in its cache on this machine, and those it is asked for.
 
-The hub's own variables (`HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_TOKEN`, …) are read by its library.
+The hub's own variables (`HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_TOKEN`, …) are read by its
+library.
 """
 
 import functools
@@ -19,7 +20,17 @@ logger = logging.getLogger(__name__)
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 # The same weights in formats that are not loaded here, and what is no part of the model.
-_SUPERFLUOUS = ("onnx/*", "openvino/*", "coreml/*", "*.onnx", "*.h5", "*.msgpack", "*.ot", "*.gguf", ".*")
+_SUPERFLUOUS = (
+    "onnx/*",
+    "openvino/*",
+    "coreml/*",
+    "*.onnx",
+    "*.h5",
+    "*.msgpack",
+    "*.ot",
+    "*.gguf",
+    ".*",
+)
 
 
 class HubRefused(Exception):
@@ -42,7 +53,8 @@ def cached_models() -> list[FoundModel]:
         for repository in cache.repos
         if repository.repo_type == "model"
         and (directory := _newest(repository)) is not None
-        # Anything can be in the cache; a bare language model would only look like one for embeddings.
+        # Anything can be in the cache; a bare language model would only look like one for
+        # embeddings.
         and (directory / files.MODULES).is_file()
         and files.is_model(directory)
     ]
@@ -61,7 +73,9 @@ def download(name: str) -> FoundModel:
         repository = hub.HfApi().model_info(name)
     except hub.errors.HfHubHTTPError as error:
         logger.info("the hub answers %s", type(error).__name__)
-        raise HubRefused("the hub has no such model, or does not give it to this service") from error
+        raise HubRefused(
+            "the hub has no such model, or does not give it to this service"
+        ) from error
     except Exception as error:  # its errors of transport have no common base class
         logger.warning("the hub cannot be reached: %s", type(error).__name__)
         raise HubRefused("the hub cannot be reached") from error
@@ -69,22 +83,34 @@ def download(name: str) -> FoundModel:
     if files.MODULES not in paths:
         raise HubRefused("it is no sentence-transformers model")
     try:
-        directory = hub.snapshot_download(repository.id, revision=repository.sha, ignore_patterns=_unwanted(paths))
+        directory = hub.snapshot_download(
+            repository.id, revision=repository.sha, ignore_patterns=_unwanted(paths)
+        )
     except Exception as error:  # the same, and those of the disk
         logger.warning("a model cannot be downloaded", exc_info=True)
-        raise errors.ModelUnavailable(f"Embedding model '{name}' cannot be downloaded now") from error
+        raise errors.ModelUnavailable(
+            f"Embedding model '{name}' cannot be downloaded now"
+        ) from error
     return FoundModel(repository.id, Path(directory))
 
 
 def _unwanted(paths: Sequence[str]) -> list[str]:
-    parts_with_safetensors = {path.rpartition("/")[0] for path in paths if path.endswith(".safetensors")}
-    doubled = [path for path in paths if path.endswith(".bin") and path.rpartition("/")[0] in parts_with_safetensors]
+    parts_with_safetensors = {
+        path.rpartition("/")[0] for path in paths if path.endswith(".safetensors")
+    }
+    doubled = [
+        path
+        for path in paths
+        if path.endswith(".bin") and path.rpartition("/")[0] in parts_with_safetensors
+    ]
     return [*_SUPERFLUOUS, *doubled]
 
 
 def _newest(repository: Any) -> Path | None:
     """Return the snapshot of a cached repository that its main branch names, else the newest."""
-    revisions = sorted(repository.revisions, key=lambda one: ("main" in one.refs, one.last_modified))
+    revisions = sorted(
+        repository.revisions, key=lambda one: ("main" in one.refs, one.last_modified)
+    )
     return revisions[-1].snapshot_path if revisions else None
 
 

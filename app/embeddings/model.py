@@ -17,8 +17,8 @@ from app.embeddings.catalogue import FoundModel
 
 logger = logging.getLogger(__name__)
 
-# The tokeniser reads a text to its end, though the model sees its first tokens only. No text with words in it has so
-# many characters a token; one of megabytes would hold up everybody else.
+# The tokeniser reads a text to its end, though the model sees its first tokens only. No text with
+# words in it has so many characters a token; one of megabytes would hold up everybody else.
 _MAX_CHARACTERS_A_TOKEN = 1000
 _USUAL_TOKENS = 512
 
@@ -32,7 +32,9 @@ class Purpose(StrEnum):
 
 def is_extra_installed() -> bool:
     """Whether sentence-transformers is there; it is not imported."""
-    return all(importlib.util.find_spec(name) is not None for name in ("torch", "sentence_transformers"))
+    return all(
+        importlib.util.find_spec(name) is not None for name in ("torch", "sentence_transformers")
+    )
 
 
 class LoadedModel:
@@ -42,16 +44,19 @@ class LoadedModel:
         """Load the model with what it needs, torch included. Raises whatever the libraries raise."""
         self.directory = found.directory
         self.weights_sha256 = files.weights_sha256(found.directory)
-        # The extra is optional, and torch takes seconds and hundreds of megabytes: not before a model is needed.
+        # The extra is optional, and torch takes seconds and hundreds of megabytes: not before a
+        # model is needed.
         torch = importlib.import_module("torch")
         importlib.import_module("transformers.utils.logging").disable_progress_bar()
         library = importlib.import_module("sentence_transformers")
         torch.set_num_threads(n_threads)
-        # Code that comes with a model is not run; this version of the library holds to it for local models, too.
+        # Code that comes with a model is not run; this version of the library holds to it for local
+        # models, too.
         self._model: Any = library.SentenceTransformer(
             str(found.directory), device="cpu", local_files_only=True, trust_remote_code=False
         )
-        # To a model that also takes pictures, the text "https://…/cat.png" would be one: it must be told.
+        # To a model that also takes pictures, the text "https://…/cat.png" would be one: it must be
+        # told.
         self._takes_text_only = set(self._model.modalities) <= {"text"}
         self.is_symmetric = _is_symmetric(self._model)
         length = self._model.max_seq_length
@@ -63,7 +68,9 @@ class LoadedModel:
 
     def encode(self, texts: Sequence[str], purpose: Purpose) -> Matrix:
         """Return the vectors of `texts`, (n, d), as sentence-transformers makes them in one pass."""
-        encode = self._model.encode_query if purpose is Purpose.QUERY else self._model.encode_document
+        encode = (
+            self._model.encode_query if purpose is Purpose.QUERY else self._model.encode_document
+        )
         cut = [text[: self.max_characters] for text in texts]
         inputs = cut if self._takes_text_only else [{"text": text} for text in cut]
         vectors = encode(inputs, batch_size=len(inputs), show_progress_bar=False)
@@ -76,7 +83,9 @@ def load(found: FoundModel, n_threads: int) -> LoadedModel:
         model = LoadedModel(found, n_threads)
     except Exception as error:
         logger.warning("embedding model %s cannot be loaded", found.name, exc_info=True)
-        raise errors.ModelUnavailable(f"Embedding model '{found.name}' cannot be loaded; the log says why") from error
+        raise errors.ModelUnavailable(
+            f"Embedding model '{found.name}' cannot be loaded; the log says why"
+        ) from error
     logger.info("loaded embedding model %s, dimension %d", found.name, model.facts.dimension)
     return model
 
@@ -84,7 +93,10 @@ def load(found: FoundModel, n_threads: int) -> LoadedModel:
 def _is_symmetric(model: Any) -> bool:
     """Whether queries and documents are embedded alike."""
     # A router has other modules for queries than for documents.
-    is_routed = type(model[0]).__name__ == "Router" or getattr(model[0], "query_expansion", None) is not None
+    is_routed = (
+        type(model[0]).__name__ == "Router"
+        or getattr(model[0], "query_expansion", None) is not None
+    )
     lengths = {getattr(model[0], name, None) for name in ("query_length", "document_length")}
     prompts = {model.prompts.get(name) or "" for name in ("query", "document", "passage", "corpus")}
     return not is_routed and lengths == {None} and prompts == {""}

@@ -8,7 +8,8 @@
     condition   a JSON value (equality), or an object of operators that must all hold:
                 $eq $ne $gt $gte $lt $lte $in $nin $exists $regex $contains $type $not
 
-No recursion: a filter may be nested as deep as `MAX_DEPTH`, which is more than Python's stack likes.
+No recursion: a filter may be nested as deep as `MAX_DEPTH`, which is more than Python's stack
+likes.
 """
 
 import math
@@ -66,9 +67,13 @@ class _Task:
     place: "_Place"
     path: str | None = None
 
-    def below(self, value: Any, group: int, step: str, *, path: str | None = None, negates: bool = False) -> "_Task":
+    def below(
+        self, value: Any, group: int, step: str, *, path: str | None = None, negates: bool = False
+    ) -> "_Task":
         """Return the task of reading `value`, one level deeper."""
-        return _Task(value, group, self.is_negated ^ negates, self.depth + 1, self.place.below(step), path)
+        return _Task(
+            value, group, self.is_negated ^ negates, self.depth + 1, self.place.below(step), path
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +140,9 @@ class _Reader:
         nodes: dict[int, Node] = {}
         for number in reversed(range(len(self._groups))):
             group = self._groups[number]
-            members = tuple(nodes.pop(member) if isinstance(member, int) else member for member in group.members)
+            members = tuple(
+                nodes.pop(member) if isinstance(member, int) else member for member in group.members
+            )
             nodes[number] = members[0] if len(members) == 1 else group.kind(members)
         return nodes[0]
 
@@ -174,13 +181,17 @@ class _Reader:
             return
         operators = [name for name in task.value if name.startswith("$")]
         if not task.value:
-            raise InvalidInput(f"{task.place}: an empty condition says nothing; $eq compares with an empty object")
+            raise InvalidInput(
+                f"{task.place}: an empty condition says nothing; $eq compares with an empty object"
+            )
         if not operators:
             _refuse_nested_operators(task.value, task.place)
             self._add_equality(task, path, task.value, task.place)
             return
         if len(operators) < len(task.value):
-            raise InvalidInput(f"{task.place}: operators ({_shown(operators[0])}) cannot be mixed with plain keys")
+            raise InvalidInput(
+                f"{task.place}: operators ({_shown(operators[0])}) cannot be mixed with plain keys"
+            )
         group = self._group(task, all_of=True)
         for name in operators:
             self._add_operator(task, group, path, name)
@@ -202,7 +213,11 @@ class _Reader:
         elif name in _COMPARISONS:
             self._add(below, Compared(path, _COMPARISONS[name], _number(value, place)))
         elif name in _READERS:
-            self._add(below, _READERS[name](path, value, place), negates=name == "$exists" and value is False)
+            self._add(
+                below,
+                _READERS[name](path, value, place),
+                negates=name == "$exists" and value is False,
+            )
             self._count_pattern(name, place)
         else:
             raise InvalidInput(f"{place}: unknown operator; a field knows {', '.join(_OPERATORS)}")
@@ -221,7 +236,9 @@ class _Reader:
         if value is not None:
             self._add(below, OneOf(path, self._checked_values((value,), place)), negates=True)
 
-    def _add_membership(self, task: _Task, path: str, values: tuple[Any, ...], *, negates: bool) -> None:
+    def _add_membership(
+        self, task: _Task, path: str, values: tuple[Any, ...], *, negates: bool
+    ) -> None:
         if None not in values:
             self._add(task, OneOf(path, values), negates=negates)
             return
@@ -233,16 +250,22 @@ class _Reader:
     def _count_pattern(self, name: str, place: _Place) -> None:
         self._n_patterns += name == "$regex"
         if self._n_patterns > MAX_PATTERNS:
-            raise InvalidInput(f"{place}: a filter can have at most {MAX_PATTERNS} regular expressions")
+            raise InvalidInput(
+                f"{place}: a filter can have at most {MAX_PATTERNS} regular expressions"
+            )
 
     def _checked_values(self, values: tuple[Any, ...], place: _Place) -> tuple[Any, ...]:
         """Return `values` if each is a JSON value and they are not too many."""
         self._n_values += len(values)
-        self._n_composite_values += sum(isinstance(value, Mapping | list | tuple) for value in values)
+        self._n_composite_values += sum(
+            isinstance(value, Mapping | list | tuple) for value in values
+        )
         if self._n_values > MAX_VALUES:
             raise InvalidInput(f"{place}: a filter can compare with at most {MAX_VALUES} values")
         if self._n_composite_values > MAX_COMPOSITE_VALUES:
-            raise InvalidInput(f"{place}: a filter can compare with at most {MAX_COMPOSITE_VALUES} lists and objects")
+            raise InvalidInput(
+                f"{place}: a filter can compare with at most {MAX_COMPOSITE_VALUES} lists and objects"
+            )
         _check_json(values, place)
         return values
 
@@ -251,7 +274,9 @@ class _Reader:
         is_negated = task.is_negated ^ negates
         self._groups[task.parent].members.append(Not(condition) if is_negated else condition)
 
-    def _group(self, task: _Task, *, all_of: bool, parent: int | None = None, negates: bool = False) -> int:
+    def _group(
+        self, task: _Task, *, all_of: bool, parent: int | None = None, negates: bool = False
+    ) -> int:
         """Open a group in that of `task`, or in `parent`; a negated one is of the other kind."""
         self._count(task.place)
         self._groups.append(_Group(AllOf if all_of ^ task.is_negated ^ negates else AnyOf))
@@ -278,7 +303,11 @@ def _refuse_nested_operators(value: Mapping[str, Any], place: _Place) -> None:
     It is meant for a nested field, and as a part of a value it would silently match nothing.
     """
     for name, inner in value.items():
-        operator = next((key for key in inner if key.startswith("$")), None) if isinstance(inner, Mapping) else None
+        operator = (
+            next((key for key in inner if key.startswith("$")), None)
+            if isinstance(inner, Mapping)
+            else None
+        )
         if operator is not None:
             raise InvalidInput(
                 f"{place}.{_shown(name)}.{_shown(operator)}: an operator cannot stand inside a value; reach a nested "
@@ -295,7 +324,9 @@ def _as_list(value: Any, place: _Place) -> tuple[Any, ...]:
 def _number(value: Any, place: _Place) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or (isinstance(value, float) and not math.isfinite(value)):
-        raise InvalidInput(f"{place}: takes a finite number; dates are stored and compared as epoch milliseconds")
+        raise InvalidInput(
+            f"{place}: takes a finite number; dates are stored and compared as epoch milliseconds"
+        )
     number: float = value
     return number
 
@@ -322,15 +353,21 @@ def _read_regex(path: str, value: Any, place: _Place) -> Condition:
     if not isinstance(value, str):
         raise InvalidInput(f"{place}: takes a regular expression, that is a string")
     if len(value) > MAX_PATTERN_LENGTH:
-        raise InvalidInput(f"{place}: a regular expression can have at most {MAX_PATTERN_LENGTH} characters")
+        raise InvalidInput(
+            f"{place}: a regular expression can have at most {MAX_PATTERN_LENGTH} characters"
+        )
     try:
         program = compiled(value).programsize
     except re2.error as error:
         # RE2 quotes the pattern behind the colon.
         reason = (error.args[0] if error.args else b"").decode(errors="replace").partition(":")[0]
-        raise InvalidInput(f"{place}: no regular expression that RE2 understands ({reason})") from None
+        raise InvalidInput(
+            f"{place}: no regular expression that RE2 understands ({reason})"
+        ) from None
     if program > MAX_PATTERN_PROGRAM:
-        raise InvalidInput(f"{place}: the regular expression is too large; use fewer or shorter repetitions")
+        raise InvalidInput(
+            f"{place}: the regular expression is too large; use fewer or shorter repetitions"
+        )
     return Like(path, value)
 
 
@@ -339,7 +376,8 @@ def compiled(pattern: str) -> Any:
     options = re2.Options()
     options.log_errors = False
     options.never_capture = True
-    # Of which a part is for the states that make matching fast; what needs more is slower, not wrong.
+    # Of which a part is for the states that make matching fast; what needs more is slower, not
+    # wrong.
     options.max_mem = 1 << 20
     return re2.compile(pattern.encode(), options)
 

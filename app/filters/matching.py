@@ -1,7 +1,8 @@
 """Whether metadata matches a filter: the reference for every answer, whatever the database has preselected.
 
-A filter is compiled into a decision graph: conditions, each with the one to go to when it holds and the one to go to
-when it does not. Walking it needs no recursion and stops as soon as the answer is known.
+A filter is compiled into a decision graph: conditions, each with the one to go to when it holds and
+the one to go to when it does not. Walking it needs no recursion and stops as soon as the answer is
+known.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -139,7 +140,8 @@ def _some_element(lookup: _Lookup, test: _ElementTest) -> Predicate:
 def _lookup(path: str) -> _Lookup:
     """Return a function that finds the values at `path`, of which there may be several.
 
-    A dot leads into a nested object, or belongs to a key: "a.b" finds 1 and 2 in {"a": {"b": 1}, "a.b": 2}.
+    A dot leads into a nested object, or belongs to a key: "a.b" finds 1 and 2 in {"a": {"b": 1},
+    "a.b": 2}.
     """
     if "." not in path:
         return lambda metadata: (metadata[path],) if path in metadata else ()
@@ -186,7 +188,9 @@ def _is_one_of(values: tuple[Any, ...]) -> _ElementTest:
 def _compares(condition: Compared) -> _ElementTest:
     compare, bound = _COMPARE[condition.comparison], condition.bound
     # Python compares integers of any size with floats exactly.
-    return lambda element: (type(element) is int or type(element) is float) and compare(element, bound)
+    return lambda element: (
+        (type(element) is int or type(element) is float) and compare(element, bound)
+    )
 
 
 def _is_like(pattern: str) -> _ElementTest:
@@ -206,7 +210,11 @@ def equal(left: Any, right: Any) -> bool:
             if not isinstance(other, list | tuple) or len(one) != len(other):
                 return False
             pairs.extend(zip(one, other, strict=True))
-        elif _is_number(one) != _is_number(other) or isinstance(one, bool) != isinstance(other, bool) or one != other:
+        elif (
+            _is_number(one) != _is_number(other)
+            or isinstance(one, bool) != isinstance(other, bool)
+            or one != other
+        ):
             return False
     return True
 

@@ -1,7 +1,8 @@
 """The syntax tree of a filter: frozen, and with negations at conditions only.
 
-The parser moves every negation down to the conditions (De Morgan's laws), so there are three kinds of nodes: groups,
-conditions and negated conditions. `AllOf(())` matches everything, `AnyOf(())` nothing.
+The parser moves every negation down to the conditions (De Morgan's laws), so there are three kinds
+of nodes: groups, conditions and negated conditions. `AllOf(())` matches everything, `AnyOf(())`
+nothing.
 """
 
 from collections.abc import Callable
@@ -98,7 +99,9 @@ Node: TypeAlias = Group | Not | Condition
 
 
 def fold(
-    root: Node, of_leaf: Callable[[Not | Condition], Result], of_group: Callable[[Group, list[Result]], Result]
+    root: Node,
+    of_leaf: Callable[[Not | Condition], Result],
+    of_group: Callable[[Group, list[Result]], Result],
 ) -> Result:
     """Return the result of `root`, made from the results of its members, from the leaves upwards.
 

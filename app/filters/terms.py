@@ -1,10 +1,10 @@
 """What the blind index knows of metadata: terms, and the terms that a filter's matches must have.
 
-A term is a field path with a string or a number found there, alone or in a list. Only its keyed hash, a token, is
-stored. There is none for booleans and null (two values would show the whole column), none for objects, and none for
-fields that are declared `filterable: false` or lie below one. A field with more than `MAX_TERMS_OF_FIELD` values in
-a list has one term instead, which says that there are too many; an item with more than `MAX_TERMS_OF_ITEM` terms has
-just `ITEM_TERM`.
+A term is a field path with a string or a number found there, alone or in a list. Only its keyed
+hash, a token, is stored. There is none for booleans and null (two values would show the whole
+column), none for objects, and none for fields that are declared `filterable: false` or lie below
+one. A field with more than `MAX_TERMS_OF_FIELD` values in a list has one term instead, which says
+that there are too many; an item with more than `MAX_TERMS_OF_ITEM` terms has just `ITEM_TERM`.
 
     message of a term   type (1) ‖ length of the path in bytes (4, big-endian) ‖ path in UTF-8 ‖ value
     string      "s"     UTF-8
@@ -20,7 +20,8 @@ from app.filters.nodes import AllOf, Condition, Group, Node, Not, OneOf, fold
 
 MAX_TERMS_OF_FIELD = 256
 MAX_TERMS_OF_ITEM = 1_024
-# More conditions than these make a search no better; one with more terms takes longer to look up than to check.
+# More conditions than these make a search no better; one with more terms takes longer to look up
+# than to check.
 MAX_CLAUSES = 8
 MAX_TERMS_OF_CLAUSE = 10_000
 
@@ -28,7 +29,8 @@ Term: TypeAlias = tuple[str, str | float | None]
 # All clauses must be met; to meet one takes one of its terms.
 Clauses: TypeAlias = list[frozenset[Term]]
 
-# A value of None says "too many", here for the item as a whole. (A field with the empty name shares it, at no harm.)
+# A value of None says "too many", here for the item as a whole. (A field with the empty name shares
+# it, at no harm.)
 ITEM_TERM: Term = ("", None)
 
 _MAX_DISTRIBUTED = 8
@@ -56,7 +58,9 @@ def of_item(metadata: Metadata, unfilterable: Collection[str] = ()) -> set[Term]
 
 def _of_list(path: str, members: list[Any]) -> set[Term]:
     values = {member for member in members if type(member) in _TERM_TYPES}
-    return {(path, value) for value in values} if len(values) <= MAX_TERMS_OF_FIELD else {(path, None)}
+    return (
+        {(path, value) for value in values} if len(values) <= MAX_TERMS_OF_FIELD else {(path, None)}
+    )
 
 
 def is_filterable(path: str, unfilterable: Collection[str]) -> bool:
@@ -92,17 +96,24 @@ def clauses(root: Node, unfilterable: Collection[str] = ()) -> Clauses:
 
 def are_exact(root: Node, unfilterable: Collection[str] = ()) -> bool:
     """Whether an item that meets the clauses very probably matches, so that hardly any is read in vain."""
-    return fold(root, lambda leaf: bool(_of_leaf(leaf, unfilterable)), lambda _, members: all(members))
+    return fold(
+        root, lambda leaf: bool(_of_leaf(leaf, unfilterable)), lambda _, members: all(members)
+    )
 
 
 def _of_leaf(leaf: Not | Condition, unfilterable: Collection[str]) -> Clauses:
     if not isinstance(leaf, OneOf) or not is_filterable(leaf.path, unfilterable):
         return []
-    if any(type(value) not in _TERM_TYPES for value in leaf.values) or len(leaf.values) > MAX_TERMS_OF_CLAUSE:
+    if (
+        any(type(value) not in _TERM_TYPES for value in leaf.values)
+        or len(leaf.values) > MAX_TERMS_OF_CLAUSE
+    ):
         return []
     if not leaf.values:
         return [frozenset()]
-    return [frozenset([*((leaf.path, value) for value in leaf.values), (leaf.path, None), ITEM_TERM])]
+    return [
+        frozenset([*((leaf.path, value) for value in leaf.values), (leaf.path, None), ITEM_TERM])
+    ]
 
 
 def _of_group(group: Group, members: list[Clauses]) -> Clauses:
@@ -110,7 +121,8 @@ def _of_group(group: Group, members: list[Clauses]) -> Clauses:
         return _strongest(clause for member in members for clause in member)
     if not all(members):
         return []
-    # (a and b) or c is (a or c) and (b or c). Where that would be too much, the strongest clause of each has to do.
+    # (a and b) or c is (a or c) and (b or c). Where that would be too much, the strongest clause of
+    # each has to do.
     has_choice = [member for member in members if len(member) > 1]
     if len(has_choice) > _MAX_DISTRIBUTED:
         members = [member[:1] for member in members]

@@ -8,16 +8,30 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import errors, store
 from app.crypto import keys
-from app.domain import AuditEntry, Index, IndexAccess
-from app.stages import stage
+from app.domain import AuditEntry, IndexAccess
+from app.observe.stages import stage
 
 _READS = frozenset(
-    {"query", "query_binary", "query_metadata", "get_items", "list_ids", "num_vectors", "describe", "stats"}
+    {
+        "query",
+        "query_binary",
+        "query_metadata",
+        "get_items",
+        "list_ids",
+        "num_vectors",
+        "describe",
+        "stats",
+    }
 )
 
 
 def entry(
-    access: IndexAccess, operation: str, index_id: UUID, *, n_items: int | None = None, outcome: str = "done"
+    access: IndexAccess,
+    operation: str,
+    index_id: UUID,
+    *,
+    n_items: int | None = None,
+    outcome: str = "done",
 ) -> AuditEntry:
     """Return the entry of what `access` was used for."""
     # A user's token opens the index, and an index key sent with it is ignored.
@@ -34,21 +48,9 @@ def entry(
     )
 
 
-def of_training(index: Index, n_items: int) -> AuditEntry:
-    """Return the entry of a training that has moved queries to a new ivfflat index, whoever asked for it."""
-    return AuditEntry(
-        caller="service",
-        key_id=None,
-        operation="train",
-        index_id=index.id,
-        index_name=index.name,
-        n_items=n_items,
-        request_id="",
-        outcome="done",
-    )
-
-
-async def record_request(engine: AsyncEngine, access: IndexAccess, operation: str, index_id: UUID) -> None:
+async def record_request(
+    engine: AsyncEngine, access: IndexAccess, operation: str, index_id: UUID
+) -> None:
     """Record in a transaction of its own what a request asks for that is done later."""
     async with stage("audit"), engine.begin() as connection:
         await store.audit.record(connection, entry(access, operation, index_id))

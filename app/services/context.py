@@ -13,21 +13,21 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import store
 from app.embeddings.embedder import Embedder
+from app.engine.search import Searcher
 from app.errors import AppError, ConfigurationError
-from app.figures import Figures
+from app.observe.figures import Figures
+from app.services.access import IndexOpener
 from app.services.embedding import EmbeddingService
 from app.services.indexes import IndexService
 from app.services.limits import RateLimiter
-from app.services.opener import IndexOpener
 from app.services.operations import OperationService
-from app.services.search import Searcher
-from app.services.traffic import Traffic
 from app.services.training import TrainingService
 from app.services.users import UserService
 from app.services.vectors import VectorService
 from app.settings import Settings
-from app.store.engine import check_database, create_engine
-from app.store.scan_pool import ScanPool
+from app.store.pg.engine import check_database, create_engine
+from app.store.pg.scan_pool import ScanPool
+from app.training.traffic import Traffic
 
 _EXPIRY_INTERVAL_S = 5.0
 _AUDIT_MONTHS_INTERVAL_S = 6 * 3600.0
@@ -70,15 +70,21 @@ class ServiceContext:
             indexes.sweep()
             training = TrainingService(engine, opener, settings, Traffic(figures))
             training.start()
-            # Before the first write: one that goes to the default partition while its month is made would fail.
+            # Before the first write: one that goes to the default partition while its month is made
+            # would fail.
             await _add_audit_months(engine)
-            tasks = [asyncio.create_task(_expire_keys(opener)), asyncio.create_task(_keep_adding_audit_months(engine))]
+            tasks = [
+                asyncio.create_task(_expire_keys(opener)),
+                asyncio.create_task(_keep_adding_audit_months(engine)),
+            ]
             try:
                 vectors = VectorService(engine, searcher, opener, training, settings, embedding)
                 users = UserService(engine, opener)
                 limiter = RateLimiter(engine, settings)
                 operations = OperationService(engine)
-                yield cls(settings, indexes, training, vectors, users, embedding, operations, limiter)
+                yield cls(
+                    settings, indexes, training, vectors, users, embedding, operations, limiter
+                )
             finally:
                 for task in tasks:
                     task.cancel()
@@ -126,4 +132,6 @@ async def _add_audit_months(engine: AsyncEngine) -> None:
         async with engine.begin() as connection:
             await store.audit.add_partitions(connection)
     except (AppError, DBAPIError) as error:
-        logger.warning("the audit log has no partitions for the next months: %s", type(error).__name__)
+        logger.warning(
+            "the audit log has no partitions for the next months: %s", type(error).__name__
+        )

@@ -31,7 +31,9 @@ class EmbeddingService:
             return new, None
         model, weights_sha256 = await self._embedder.look_up(new.embedding_model)
         if new.dimension and new.dimension != model.dimension:
-            raise errors.InvalidInput(f"Model '{model.name}' has dimension {model.dimension}, not {new.dimension}")
+            raise errors.InvalidInput(
+                f"Model '{model.name}' has dimension {model.dimension}, not {new.dimension}"
+            )
         return replace(new, embedding_model=model.name, dimension=model.dimension), weights_sha256
 
     async def stats(self, index: Index) -> dict[str, Any] | None:
@@ -49,11 +51,15 @@ class EmbeddingService:
 
     async def complete(self, index: Index, items: Sequence[Item]) -> Sequence[Item]:
         """Return `items` with a vector for each that has contents and none. Raises `TooLarge`, `InvalidInput`."""
-        positions = [position for position, item in enumerate(items) if item.vector is None and item.contents]
+        positions = [
+            position for position, item in enumerate(items) if item.vector is None and item.contents
+        ]
         if index.embedding_model is None or not positions:
             return items
         self._check_number(len(items))
-        vectors = await self._embed(index, [_text(items[at].contents, f"Item {at}") for at in positions])
+        vectors = await self._embed(
+            index, [_text(items[at].contents, f"Item {at}") for at in positions]
+        )
         whole = list(items)
         for position, vector in zip(positions, vectors, strict=True):
             whole[position] = replace(items[position], vector=vector)
@@ -70,19 +76,25 @@ class EmbeddingService:
         checked = [_text(text, f"Query {position}") for position, text in enumerate(texts)]
         return replace(query, vectors=await self._embed(index, checked, Purpose.QUERY))
 
-    async def _embed(self, index: Index, texts: Sequence[str], purpose: Purpose = Purpose.DOCUMENT) -> Matrix:
+    async def _embed(
+        self, index: Index, texts: Sequence[str], purpose: Purpose = Purpose.DOCUMENT
+    ) -> Matrix:
         name, weights_sha256 = index.embedding_model or "", index.embedding_weights or ""
         return await self._embedder.embed(name, weights_sha256, texts, purpose)
 
     def _check_number(self, n_texts: int) -> None:
         if n_texts > self._settings.max_batch_items:
-            raise errors.TooLarge(f"A batch can hold at most {self._settings.max_batch_items} items")
+            raise errors.TooLarge(
+                f"A batch can hold at most {self._settings.max_batch_items} items"
+            )
 
 
 def _text(contents: object, what: str) -> str:
     """Return `contents`. Raises `InvalidInput` naming `what` unless it is a text that says something."""
     if not isinstance(contents, str):
-        raise errors.InvalidInput(f"{what} has no vector, and its contents are bytes: only text can be embedded")
+        raise errors.InvalidInput(
+            f"{what} has no vector, and its contents are bytes: only text can be embedded"
+        )
     if not contents:
         raise errors.InvalidInput(f"{what} is an empty text")
     return contents

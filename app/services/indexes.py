@@ -8,14 +8,27 @@ from uuid import uuid4
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import errors, store
-from app.crypto import keys, sketch
-from app.domain import MAX_DIMENSION, OPERATOR, Caller, IndexAccess, IndexDescription, Metric, NewIndex
-from app.services import audit, drift, metadata_schema
-from app.services.calibration import imbalance
+from app.crypto import keys
+from app.domain import (
+    MAX_DIMENSION,
+    OPERATOR,
+    Caller,
+    IndexAccess,
+    IndexDescription,
+    Metric,
+    NewIndex,
+)
+from app.engine import metadata_schema
+from app.engine.keyed import KeyedIndex
+from app.engine.sketches import samples
+from app.engine.sketches.encoder import MAX_SKETCH_BITS, sketch_bits
+from app.observe.stages import stage
+from app.services import audit
+from app.services.access import IndexOpener
 from app.services.embedding import EmbeddingService
-from app.services.opener import IndexOpener, OpenIndex
 from app.settings import Settings
-from app.stages import stage
+from app.training import drift
+from app.training.calibration import imbalance
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +47,11 @@ class IndexService:
     """What can be done to an index as a whole."""
 
     def __init__(
-        self, engine: AsyncEngine, opener: IndexOpener, settings: Settings, embedding: EmbeddingService
+        self,
+        engine: AsyncEngine,
+        opener: IndexOpener,
+        settings: Settings,
+        embedding: EmbeddingService,
     ) -> None:
         self._engine = engine
         self._opener = opener
@@ -68,7 +85,9 @@ class IndexService:
             "index_config": new.index_config,
         }
         if new.metadata_schema:
-            values["sealed_schema"] = metadata_schema.seal(keys.IndexKeys.derive(dek, index_id), new.metadata_schema)
+            values["sealed_schema"] = metadata_schema.seal(
+                keys.IndexKeys.derive(dek, index_id), new.metadata_schema
+            )
         async with stage("sql"), self._engine.begin() as connection:
             await store.indexes.create(connection, values)
             await store.partitions.create(connection, index_id)
@@ -88,11 +107,13 @@ class IndexService:
     async def describe(self, access: IndexAccess) -> IndexDescription:
         """Return the contract's facts about an index."""
 
-        async def read(opened: OpenIndex) -> IndexDescription:
+        async def read(opened: KeyedIndex) -> IndexDescription:
             index = opened.index
             async with stage("sql"), self._engine.connect() as connection:
                 await store.indexes.check_revision(connection, index)
-            config = index.index_config or (_DEFAULT_CONFIG if self._settings.legacy_describe else None)
+            config = index.index_config or (
+                _DEFAULT_CONFIG if self._settings.legacy_describe else None
+            )
             return IndexDescription(
                 index.name,
                 index.is_trained,
@@ -108,7 +129,7 @@ class IndexService:
     async def delete(self, access: IndexAccess) -> None:
         """Delete an index with all its items. Its name is free at once."""
 
-        async def delete(opened: OpenIndex) -> None:
+        async def delete(opened: KeyedIndex) -> None:
             async with stage("sql"), self._engine.begin() as connection:
                 await store.indexes.delete(connection, opened.index)
                 await store.audit.record(connection, audit.entry(access, "delete", opened.index.id))
@@ -137,14 +158,18 @@ class IndexService:
     async def stats(self, access: IndexAccess) -> dict[str, Any]:
         """Return what we know of an index beyond the contract."""
 
-        async def read(opened: OpenIndex) -> dict[str, Any]:
+        async def read(opened: KeyedIndex) -> dict[str, Any]:
             index = opened.index
             async with stage("sql"), self._engine.connect() as connection:
                 await store.indexes.check_revision(connection, index)
                 n_items, n_changes = await store.indexes.count(connection, index.id)
                 n_bytes, n_ivf_bytes = await store.items.sizes(connection, index)
                 job = await store.training.job(connection, index.id)
-                sizes = await store.samples.list_sizes(connection, index, _N_LIST_SAMPLES) if index.is_trained else []
+                sizes = (
+                    await samples.list_sizes(connection, index, _N_LIST_SAMPLES)
+                    if index.is_trained
+                    else []
+                )
             counts = drift.Counts(n_items, n_changes, imbalance(sizes, n_items, index.n_lists))
             embedding = await self._embedding.stats(index)
             return {
@@ -173,10 +198,10 @@ class IndexService:
     def _sketch_bits(self, new: NewIndex) -> int | None:
         bits = self._settings.sketch_bits if new.sketch_bits is None else new.sketch_bits
         if bits is None:
-            return sketch.sketch_bits(new.dimension) if new.dimension else None
-        if not _MIN_SKETCH_BITS <= bits <= sketch.MAX_SKETCH_BITS or bits % 8:
+            return sketch_bits(new.dimension) if new.dimension else None
+        if not _MIN_SKETCH_BITS <= bits <= MAX_SKETCH_BITS or bits % 8:
             raise errors.InvalidInput(
-                f"sketch_bits must be a multiple of 8 between {_MIN_SKETCH_BITS} and {sketch.MAX_SKETCH_BITS}"
+                f"sketch_bits must be a multiple of 8 between {_MIN_SKETCH_BITS} and {MAX_SKETCH_BITS}"
             )
         return bits
 

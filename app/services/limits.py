@@ -1,7 +1,8 @@
 """How many requests a second each key may send, over all workers and hosts together.
 
-PostgreSQL keeps the account, but not each request goes there: a worker takes a tenth of a second's worth at a time,
-and what it has not used after a second is lost. So a key gets its rate, or a little less with many workers.
+PostgreSQL keeps the account, but not each request goes there: a worker takes a tenth of a second's
+worth at a time, and what it has not used after a second is lost. So a key gets its rate, or a
+little less with many workers.
 """
 
 import math
@@ -12,8 +13,8 @@ from cachetools import LRUCache
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import errors, store
+from app.observe.stages import stage
 from app.settings import Settings
-from app.stages import stage
 
 _LEASE_SHARE_S = 0.1
 _LEASE_S = 1.0
@@ -49,7 +50,9 @@ class RateLimiter:
             if await self._take(caller, n_requests):
                 self._leases[caller] = _Lease(n_requests - 1, monotonic() + _LEASE_S)
                 return
-        raise errors.RateLimited("too many requests for this key; try again later", math.ceil(1 / self._rate))
+        raise errors.RateLimited(
+            "too many requests for this key; try again later", math.ceil(1 / self._rate)
+        )
 
     def _lease_size(self) -> int:
         return max(1, min(int(self._rate * _LEASE_SHARE_S), self._burst))

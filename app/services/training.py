@@ -1,7 +1,8 @@
 """Use cases of training: on request, after an upsert, and once more after a crash.
 
-A training is a task of the worker that got the request, because only that has the index key, in memory and nowhere
-else. All that other workers need to know is a row in PostgreSQL: the job, which is a lease (`store.training`).
+A training is a task of the worker that got the request, because only that has the index key, in
+memory and nowhere else. All that other workers need to know is a row in PostgreSQL: the job, which
+is a lease (`store.training`).
 """
 
 import asyncio
@@ -19,13 +20,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import errors, store
 from app.domain import Caller, Index, IndexAccess, Permission, TrainingResult, TrainingStatus
+from app.engine.keyed import KeyedIndex
 from app.services import audit
-from app.services.opener import IndexOpener, OpenIndex
-from app.services.traffic import Traffic
-from app.services.trainer import Job, Progress, Trainer, Wanted, automatic_n_lists
+from app.services.access import IndexOpener
 from app.settings import Settings
 from app.store.presence import Presence
 from app.store.training import Claim, ClaimLost
+from app.training.traffic import Traffic
+from app.training.trainer import Job, Progress, Trainer, Wanted, automatic_n_lists
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,8 @@ _CLEAR_UP_S = 15.0
 # A service that is told to stop leaves to the next start what takes longer.
 _STOP_CLEAR_UP_S = 2.0
 _STOP_S = 5.0
-# A worker asks the database at most so often whether a training that came to no end can be started again.
+# A worker asks the database at most so often whether a training that came to no end can be started
+# again.
 _RESUME_INTERVAL_S = 5.0
 _MAX_REMEMBERED = 10_000
 # What the column for the number of lists asked for can hold; more than any index has.
@@ -50,7 +53,9 @@ _GROWTH = 1.5
 class TrainingService:
     """Starts trainings and knows of all that are at work."""
 
-    def __init__(self, engine: AsyncEngine, opener: IndexOpener, settings: Settings, traffic: Traffic) -> None:
+    def __init__(
+        self, engine: AsyncEngine, opener: IndexOpener, settings: Settings, traffic: Traffic
+    ) -> None:
         self._engine = engine
         self._opener = opener
         self._settings = settings
@@ -70,7 +75,8 @@ class TrainingService:
         for task in tasks:
             task.cancel()
         if tasks:
-            # A connection whose server hangs is cut by the end of the process; its claim ends with it.
+            # A connection whose server hangs is cut by the end of the process; its claim ends with
+            # it.
             _, hung = await asyncio.wait(tasks, timeout=_STOP_S)
             if hung:
                 logger.warning("%d trainings did not end in time: the database hangs", len(hung))
@@ -78,8 +84,8 @@ class TrainingService:
     async def train(self, access: IndexAccess, n_lists: int | None) -> str | None:
         """Train an index, behind a training that is at work on it already; return why that failed, or None.
 
-        Too few items for lists are left as they are: they are searched exactly. Raises `InvalidInput`, `NotFound`,
-        `KeyRejected`.
+        Too few items for lists are left as they are: they are searched exactly. Raises
+        `InvalidInput`, `NotFound`, `KeyRejected`.
         """
         if n_lists is not None and n_lists < 0:
             raise errors.InvalidInput("n_lists cannot be negative")
@@ -100,12 +106,14 @@ class TrainingService:
             return _reason(error)
         return None
 
-    async def _current(self, opened: OpenIndex) -> OpenIndex:
+    async def _current(self, opened: KeyedIndex) -> KeyedIndex:
         async with self._engine.connect() as connection:
             await store.indexes.check_revision(connection, opened.index)
         return opened
 
-    async def _begin_in_line(self, opened: OpenIndex, n_lists: int | None) -> asyncio.Task[TrainingResult | None]:
+    async def _begin_in_line(
+        self, opened: KeyedIndex, n_lists: int | None
+    ) -> asyncio.Task[TrainingResult | None]:
         """Start a training as soon as the one that is at work has ended. Raises `ClaimLost` for a deleted index."""
         index = opened.index
         while (task := await self._begin(index, Wanted(opened, n_lists), is_patient=False)) is None:
@@ -115,7 +123,7 @@ class TrainingService:
             await asyncio.sleep(_QUEUE_POLL_S)
         return task
 
-    async def after_upsert(self, opened: OpenIndex, n_items: int) -> str | None:
+    async def after_upsert(self, opened: KeyedIndex, n_items: int) -> str | None:
         """Start a training if the index has outgrown its lists; return the sentence that says so."""
         index = opened.index
         threshold = index.n_lists * self._settings.retrain_threshold
@@ -125,18 +133,19 @@ class TrainingService:
             self._measure_again_if_grown(opened, n_items)
             return None
         try:
-            # Who may only write cannot open vectors: then the part that needs no key is done, and the next request
-            # that can open them completes it (`resume_if_due`).
+            # Who may only write cannot open vectors: then the part that needs no key is done, and
+            # the next request that can open them completes it (`resume_if_due`).
             wanted = Wanted(opened if _can_open(opened) else None, None)
             if await self._begin(index, wanted, is_patient=True) is None:
                 return None
         except (DBAPIError, errors.AppError) as error:
-            # The items are stored, whatever becomes of the training; the next upsert asks for it again.
+            # The items are stored, whatever becomes of the training; the next upsert asks for it
+            # again.
             logger.warning("a training could not be started: %s", type(error).__name__)
             return None
         return f"Index training has been triggered (vectors: {n_items}, threshold: {threshold})"
 
-    def resume_if_due(self, opened: OpenIndex) -> None:
+    def resume_if_due(self, opened: KeyedIndex) -> None:
         """Start again, in the background, a training that came to no end. Costs nothing when there is none."""
         index = opened.index
         lacks_profile = index.is_trained and index.profile is None
@@ -150,11 +159,16 @@ class TrainingService:
         self._asked[index.id] = True
         self._run(self._resume(opened))
 
-    def _measure_again_if_grown(self, opened: OpenIndex, n_items: int) -> None:
+    def _measure_again_if_grown(self, opened: KeyedIndex, n_items: int) -> None:
         """Start, in the background, to measure recall anew once an index has grown by half since the last time."""
         index = opened.index
         n_measured = (index.profile or {}).get("n_items", n_items)
-        if n_items <= _GROWTH * n_measured or index.is_training_due or not _can_open(opened) or index.id in self._tasks:
+        if (
+            n_items <= _GROWTH * n_measured
+            or index.is_training_due
+            or not _can_open(opened)
+            or index.id in self._tasks
+        ):
             return
         self._run(self._start_later(index, Wanted(opened, None, is_measuring_only=True)))
 
@@ -164,7 +178,7 @@ class TrainingService:
         except (DBAPIError, errors.AppError) as error:
             logger.info("a training could not be started yet: %s", type(error).__name__)
 
-    async def _resume(self, opened: OpenIndex) -> None:
+    async def _resume(self, opened: KeyedIndex) -> None:
         try:
             async with self._engine.connect() as connection:
                 n_lists = await store.training.requested_n_lists(connection, opened.index.id)
@@ -196,7 +210,9 @@ class TrainingService:
                 if now is None or (is_patient and now.generation != index.generation):
                     # Deleted, or trained since the caller looked.
                     return None
-                if not await store.training.enqueue(connection, claim, n_lists=wanted.n_lists, is_patient=is_patient):
+                if not await store.training.enqueue(
+                    connection, claim, n_lists=wanted.n_lists, is_patient=is_patient
+                ):
                     return None
                 # Before others see the claim, who would take it for that of a dead worker.
                 await stack.enter_async_context(self._presence.held())
@@ -211,7 +227,9 @@ class TrainingService:
         if not task.cancelled():
             task.exception()
 
-    async def _train(self, claim: Claim, wanted: Wanted, presence: AsyncExitStack) -> TrainingResult | None:
+    async def _train(
+        self, claim: Claim, wanted: Wanted, presence: AsyncExitStack
+    ) -> TrainingResult | None:
         """Wait for the job's turn, train, and give the job back whatever the end."""
         async with presence:
             return await self._train_claimed(claim, wanted)
@@ -220,7 +238,9 @@ class TrainingService:
         progress = Progress()
         began = time.monotonic()
         try:
-            result = await self._with_heartbeat(claim, progress, self._in_turn(claim, wanted, progress))
+            result = await self._with_heartbeat(
+                claim, progress, self._in_turn(claim, wanted, progress)
+            )
             async with self._engine.begin() as connection:
                 await store.training.finish(connection, claim, result)
         except ClaimLost:
@@ -231,17 +251,27 @@ class TrainingService:
             raise
         except Exception as error:
             reason = _reason(error)
-            logger.warning("training of index %s failed: %s", claim.index_id, reason, exc_info=not _is_expected(error))
+            logger.warning(
+                "training of index %s failed: %s",
+                claim.index_id,
+                reason,
+                exc_info=not _is_expected(error),
+            )
             await self._give_back(claim, error)
             raise
         logger.info("training of index %s took %.1f s", claim.index_id, time.monotonic() - began)
         return result
 
-    async def _in_turn(self, claim: Claim, wanted: Wanted, progress: Progress) -> TrainingResult | None:
+    async def _in_turn(
+        self, claim: Claim, wanted: Wanted, progress: Progress
+    ) -> TrainingResult | None:
         while True:
             async with self._engine.begin() as connection:
                 generation = await store.training.start(
-                    connection, claim, self._settings.max_trainings, is_due=not wanted.is_measuring_only
+                    connection,
+                    claim,
+                    self._settings.max_trainings,
+                    is_due=not wanted.is_measuring_only,
                 )
             if generation is not None:
                 return await self._trainer.train(Job(claim, generation, wanted, progress))
@@ -309,7 +339,7 @@ class TrainingService:
             await asyncio.sleep(_SWEEP_INTERVAL_S)
 
 
-def _can_open(opened: OpenIndex) -> bool:
+def _can_open(opened: KeyedIndex) -> bool:
     return Permission.READ in opened.permissions
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app import errors, filters, store
-from app.crypto import aead, keys, sketch, tokens
+from app.crypto import aead, keys, tokens
 from app.domain import (
     Index,
     IndexAccess,
@@ -22,16 +22,19 @@ from app.domain import (
     StoredItem,
     UpsertOutcome,
 )
-from app.services import audit, packed, plan
-from app.services import batch as batches
+from app.engine import batch as batches
+from app.engine import packed, plan
+from app.engine.filtered import FilteredSearch, Known
+from app.engine.keyed import KeyedIndex, encoder_for
+from app.engine.search import Searcher, open_metadata
+from app.engine.sketches.encoder import Encoder, EncoderParameters
+from app.observe.stages import stage, timed
+from app.services import audit
+from app.services.access import IndexOpener
 from app.services.embedding import EmbeddingService
-from app.services.filtered import FilteredSearch, Known
-from app.services.opener import IndexOpener, OpenIndex, encoder_for
-from app.services.search import Searcher, open_metadata
 from app.services.training import TrainingService
 from app.settings import Settings
-from app.stages import stage, timed
-from app.store.scan_pool import ScanPool
+from app.store.pg.scan_pool import ScanPool
 
 
 class VectorService:
@@ -57,9 +60,11 @@ class VectorService:
     async def upsert(self, access: IndexAccess, items: Sequence[Item]) -> UpsertOutcome:
         """Add or replace items: all of them, durably, or none."""
 
-        async def upsert(opened: OpenIndex) -> UpsertOutcome:
+        async def upsert(opened: KeyedIndex) -> UpsertOutcome:
             whole = await self._embedding.complete(opened.index, items)
-            batch = await asyncio.to_thread(batches.check, whole, opened.index, self._settings.max_batch_items)
+            batch = await asyncio.to_thread(
+                batches.check, whole, opened.index, self._settings.max_batch_items
+            )
             return await self._write(opened, batch, access)
 
         return await self._opener.with_index(access, upsert, needs=Permission.WRITE)
@@ -67,13 +72,17 @@ class VectorService:
     async def upsert_packed(self, access: IndexAccess, items: PackedItems) -> UpsertOutcome:
         """Add or replace items whose vectors came packed: all of them, durably, or none."""
 
-        async def upsert(opened: OpenIndex) -> UpsertOutcome:
-            batch = await asyncio.to_thread(packed.check, items, opened.index, self._settings.max_batch_items)
+        async def upsert(opened: KeyedIndex) -> UpsertOutcome:
+            batch = await asyncio.to_thread(
+                packed.check, items, opened.index, self._settings.max_batch_items
+            )
             return await self._write(opened, batch, access)
 
         return await self._opener.with_index(access, upsert, needs=Permission.WRITE)
 
-    async def _write(self, opened: OpenIndex, batch: batches.Batch, access: IndexAccess) -> UpsertOutcome:
+    async def _write(
+        self, opened: KeyedIndex, batch: batches.Batch, access: IndexAccess
+    ) -> UpsertOutcome:
         index = opened.index
         encoder = opened.encoder or _first_encoder(opened, batch.vectors)
         sealed = await asyncio.to_thread(batches.seal, batch, opened, encoder)
@@ -83,17 +92,27 @@ class VectorService:
             if opened.encoder is None:
                 await _initialise(connection, opened, encoder)
             written = await store.items.upsert(connection, index, *sealed)
-            await store.indexes.add_to_count(connection, index.id, n_items=written.n_new, n_changes=written.n_written)
-            n_items = 0 if self._settings.auto_train_disabled else (await store.indexes.count(connection, index.id))[0]
-            await store.audit.record(connection, audit.entry(access, "upsert", index.id, n_items=written.n_written))
+            await store.indexes.add_to_count(
+                connection, index.id, n_items=written.n_new, n_changes=written.n_written
+            )
+            n_items = (
+                0
+                if self._settings.auto_train_disabled
+                else (await store.indexes.count(connection, index.id))[0]
+            )
+            await store.audit.record(
+                connection, audit.entry(access, "upsert", index.id, n_items=written.n_written)
+            )
         return UpsertOutcome(len(batch.ids), await self._training.after_upsert(opened, n_items))
 
     async def query(self, access: IndexAccess, query: Query) -> list[list[Match]]:
         """Return for each query vector the items nearest to it, nearest first."""
 
-        async def search_index(opened: OpenIndex) -> list[list[Match]]:
+        async def search_index(opened: KeyedIndex) -> list[list[Match]]:
             tree = filters.grammar.parse(query.filters) if query.filters else None
-            vectors = _query_matrix(await self._embedding.vectorise(opened.index, query), opened.index)
+            vectors = _query_matrix(
+                await self._embedding.vectorise(opened.index, query), opened.index
+            )
             scan = await self._plan(opened, query)
             if opened.encoder is None:
                 async with stage("sql"), self._engine.connect() as connection:
@@ -111,7 +130,7 @@ class VectorService:
 
         return await self._opener.with_index(access, search_index, needs=Permission.READ)
 
-    async def _plan(self, opened: OpenIndex, query: Query) -> plan.Scan:
+    async def _plan(self, opened: KeyedIndex, query: Query) -> plan.Scan:
         plan.check(query)
         top_k = query.top_k
         if top_k > self._settings.max_top_k:
@@ -122,13 +141,19 @@ class VectorService:
                 raise errors.InvalidInput(f"top_k can be at most {self._settings.max_top_k}")
         return plan.scan(opened, query, top_k, self._settings.target_recall)
 
-    def _filtered(self, connections: ScanPool, opened: OpenIndex, tree: filters.nodes.Node) -> FilteredSearch:
-        return FilteredSearch(connections, opened, tree, self._known, self._settings.statement_timeout_ms)
+    def _filtered(
+        self, connections: ScanPool, opened: KeyedIndex, tree: filters.nodes.Node
+    ) -> FilteredSearch:
+        return FilteredSearch(
+            connections, opened, tree, self._known, self._settings.statement_timeout_ms
+        )
 
-    async def get(self, access: IndexAccess, ids: Sequence[str], include: frozenset[str]) -> list[StoredItem]:
+    async def get(
+        self, access: IndexAccess, ids: Sequence[str], include: frozenset[str]
+    ) -> list[StoredItem]:
         """Return the stored items among `ids`, in the order asked for and as often."""
 
-        async def read(opened: OpenIndex) -> list[StoredItem]:
+        async def read(opened: KeyedIndex) -> list[StoredItem]:
             item_keys = tokens.item_keys(opened.keys.blind_key, ids)
             async with stage("sql"), self._engine.connect() as connection:
                 await store.indexes.check_revision(connection, opened.index)
@@ -146,7 +171,7 @@ class VectorService:
     async def delete(self, access: IndexAccess, ids: Sequence[str]) -> None:
         """Delete the items among `ids`, all in one transaction."""
 
-        async def delete(opened: OpenIndex) -> None:
+        async def delete(opened: KeyedIndex) -> None:
             item_keys = tokens.item_keys(opened.keys.blind_key, ids)
             async with stage("sql"), self._engine.begin() as connection:
                 await store.indexes.check_revision(connection, opened.index)
@@ -163,7 +188,7 @@ class VectorService:
     async def ids(self, access: IndexAccess) -> list[str]:
         """Return the ids of all items, in no order."""
 
-        async def read(opened: OpenIndex) -> list[str]:
+        async def read(opened: KeyedIndex) -> list[str]:
             answer: list[str] = []
             async with stage("sql"), self._engine.connect() as connection:
                 await store.indexes.check_revision(connection, opened.index)
@@ -176,10 +201,12 @@ class VectorService:
     async def count(self, access: IndexAccess, filtered: Mapping[str, Any] | None = None) -> int:
         """Return the number of items, or of those that match the filter `filtered`."""
 
-        async def read(opened: OpenIndex) -> int:
+        async def read(opened: KeyedIndex) -> int:
             if filtered:
                 tree = filters.grammar.parse(filtered)
-                return await self._searcher.run(lambda connections: self._filtered(connections, opened, tree).count())
+                return await self._searcher.run(
+                    lambda connections: self._filtered(connections, opened, tree).count()
+                )
             async with stage("sql"), self._engine.connect() as connection:
                 await store.indexes.check_revision(connection, opened.index)
                 n_items, _ = await store.indexes.count(connection, opened.index.id)
@@ -188,12 +215,12 @@ class VectorService:
         return await self._opener.with_index(access, read, needs=Permission.READ)
 
 
-def _first_encoder(opened: OpenIndex, vectors: Matrix) -> sketch.Encoder:
-    parameters = sketch.EncoderParameters.initial(opened.index.metric, vectors)
+def _first_encoder(opened: KeyedIndex, vectors: Matrix) -> Encoder:
+    parameters = EncoderParameters.initial(opened.index.metric, vectors)
     return encoder_for(opened.index, opened.keys, parameters)
 
 
-async def _initialise(connection: AsyncConnection, opened: OpenIndex, encoder: sketch.Encoder) -> None:
+async def _initialise(connection: AsyncConnection, opened: KeyedIndex, encoder: Encoder) -> None:
     """Fix what the first batch decides about an index, in the transaction that stores the batch."""
     index = opened.index
     await store.indexes.initialise(
@@ -208,19 +235,29 @@ async def _initialise(connection: AsyncConnection, opened: OpenIndex, encoder: s
 
 @timed("parse")
 def _query_matrix(query: Query, index: Index) -> Matrix:
-    given = packed.unpack(query.vectors, "Query") if isinstance(query.vectors, PackedVectors) else query.vectors
+    given = (
+        packed.unpack(query.vectors, "Query")
+        if isinstance(query.vectors, PackedVectors)
+        else query.vectors
+    )
     if given is None or len(given) == 0:
         if query.contents is not None:
-            raise errors.InvalidInput(f"Index '{index.name}' has no embedding model: send query_vectors")
+            raise errors.InvalidInput(
+                f"Index '{index.name}' has no embedding model: send query_vectors"
+            )
         raise errors.InvalidInput("Provide query_vectors or query_contents")
     if index.dimension is None:
-        raise errors.InvalidInput(f"The dimension of index '{index.name}' is not known before the first upsert")
+        raise errors.InvalidInput(
+            f"The dimension of index '{index.name}' is not known before the first upsert"
+        )
     vectors = given if isinstance(given, np.ndarray) else batches.to_matrix(given, "Query")
     batches.check_dimension(vectors, index)
     return vectors
 
 
-def _open_item(opened: OpenIndex, item_id: str, row: store.items.SealedFields, include: frozenset[str]) -> StoredItem:
+def _open_item(
+    opened: KeyedIndex, item_id: str, row: store.items.SealedFields, include: frozenset[str]
+) -> StoredItem:
     vector = contents = metadata = None
     if "vector" in include and row.sealed_vector is not None:
         dtype = batches.VECTOR_DTYPES[opened.index.storage_precision]
@@ -228,7 +265,9 @@ def _open_item(opened: OpenIndex, item_id: str, row: store.items.SealedFields, i
         vector = np.frombuffer(plain, dtype=dtype).astype(np.float32)
     if "contents" in include:
         sealed = row.sealed_contents
-        contents = "" if sealed is None else opened.keys.contents.open(row.item_key, sealed).decode()
+        contents = (
+            "" if sealed is None else opened.keys.contents.open(row.item_key, sealed).decode()
+        )
     if "metadata" in include:
         metadata = open_metadata(opened, row.item_key, row.sealed_metadata)
     return StoredItem(item_id, vector, contents, metadata)
@@ -236,5 +275,7 @@ def _open_item(opened: OpenIndex, item_id: str, row: store.items.SealedFields, i
 
 @timed("open")
 def _open_ids(index_keys: keys.IndexKeys, rows: Sequence[tuple[bytes, bytes]]) -> list[str]:
-    opened = index_keys.ids.open_all((item_key for item_key, _ in rows), (sealed_id for _, sealed_id in rows))
+    opened = index_keys.ids.open_all(
+        (item_key for item_key, _ in rows), (sealed_id for _, sealed_id in rows)
+    )
     return [item_id.decode() for item_id in opened]

@@ -1,39 +1,27 @@
-"""PostgreSQL: every statement the service sends."""
+"""PostgreSQL: what the service keeps, a module a table; `pg` is the driver."""
 
 from app.store import (
     audit,
-    candidates,
-    copying,
     doctor,
-    filtered,
     indexes,
     items,
     overview,
-    packing,
     partitions,
     rate_limits,
-    samples,
     tables,
-    token_candidates,
     training,
     users,
 )
 
 __all__ = [
     "audit",
-    "candidates",
-    "copying",
     "doctor",
-    "filtered",
     "indexes",
     "items",
     "overview",
-    "packing",
     "partitions",
     "rate_limits",
-    "samples",
     "tables",
-    "token_candidates",
     "training",
     "users",
 ]

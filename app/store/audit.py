@@ -13,7 +13,12 @@ from app.store.tables import audit_chains, audit_log, indexes
 # Months that have a partition before they begin.
 _MONTHS_AHEAD = 3
 # The trigger replaces these, so what is sent does not matter.
-_FILLED_BY_TRIGGER: dict[str, int | bytes] = {"chain": 0, "position": 0, "previous_hash": b"", "hash": b""}
+_FILLED_BY_TRIGGER: dict[str, int | bytes] = {
+    "chain": 0,
+    "position": 0,
+    "previous_hash": b"",
+    "hash": b"",
+}
 
 
 class Problem(NamedTuple):
@@ -58,7 +63,9 @@ def _id_of(index_name: str | None) -> sa.ScalarSelect[object]:
 
 async def add_partitions(connection: AsyncConnection) -> None:
     """Make the partitions of this month and the next ones, where they are missing."""
-    await connection.execute(sa.text("SELECT sealdex_views.add_audit_partitions(:ahead)"), {"ahead": _MONTHS_AHEAD})
+    await connection.execute(
+        sa.text("SELECT sealdex_views.add_audit_partitions(:ahead)"), {"ahead": _MONTHS_AHEAD}
+    )
 
 
 async def problems(connection: AsyncConnection) -> list[Problem]:
@@ -71,19 +78,31 @@ async def problems(connection: AsyncConnection) -> list[Problem]:
 
 async def heads(connection: AsyncConnection) -> list[Head]:
     """Return the ends of all chains."""
-    columns = audit_chains.c.chain, audit_chains.c.position, audit_chains.c.hash, audit_chains.c.kept_after
-    return [Head(*row) for row in await connection.execute(sa.select(*columns).order_by(audit_chains.c.chain))]
+    columns = (
+        audit_chains.c.chain,
+        audit_chains.c.position,
+        audit_chains.c.hash,
+        audit_chains.c.kept_after,
+    )
+    return [
+        Head(*row)
+        for row in await connection.execute(sa.select(*columns).order_by(audit_chains.c.chain))
+    ]
 
 
 async def hashes(connection: AsyncConnection, chain: int, position: int) -> Sequence[bytes]:
     """Return the hash of one entry, in a list that is empty when there is no such entry."""
-    statement = sa.select(audit_log.c.hash).where(audit_log.c.chain == chain, audit_log.c.position == position)
+    statement = sa.select(audit_log.c.hash).where(
+        audit_log.c.chain == chain, audit_log.c.position == position
+    )
     return (await connection.execute(statement)).scalars().all()
 
 
 async def count(connection: AsyncConnection) -> int:
     """Return the number of entries."""
-    n_entries: int = (await connection.execute(sa.select(sa.func.count()).select_from(audit_log))).scalar_one()
+    n_entries: int = (
+        await connection.execute(sa.select(sa.func.count()).select_from(audit_log))
+    ).scalar_one()
     return n_entries
 
 

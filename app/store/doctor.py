@@ -29,7 +29,12 @@ async def findings(connection: AsyncConnection) -> list[Finding]:
     found = await _server(connection)
     if any(one.state == "problem" for one in found):
         return found
-    return [*found, *await _invalid_indexes(connection), *await _left_behind(connection), *await _audit(connection)]
+    return [
+        *found,
+        *await _invalid_indexes(connection),
+        *await _left_behind(connection),
+        *await _audit(connection),
+    ]
 
 
 async def _server(connection: AsyncConnection) -> list[Finding]:
@@ -45,7 +50,9 @@ async def _server(connection: AsyncConnection) -> list[Finding]:
     facts = (await connection.execute(statement)).one()
     try:
         await schema.check(connection)
-        at = Finding("ok", "schema", f"at revision {schema.head_revision()}, as this version needs it")
+        at = Finding(
+            "ok", "schema", f"at revision {schema.head_revision()}, as this version needs it"
+        )
     except ConfigurationError as error:
         at = Finding("problem", "schema", str(error))
     return [
@@ -55,24 +62,40 @@ async def _server(connection: AsyncConnection) -> list[Finding]:
         _setting("maintenance_work_mem", facts.maintenance // _MB, _MIN_MAINTENANCE_MB),
         _connections(facts),
         _is_on("fsync", facts.fsync, "acknowledged writes can be lost in a crash"),
-        _is_on("data_checksums", facts.checksums, "a damaged page is noticed only when a value does not open"),
+        _is_on(
+            "data_checksums",
+            facts.checksums,
+            "a damaged page is noticed only when a value does not open",
+        ),
         Finding("ok", "database size", f"{facts.size // _MB:,} MB"),
     ]
 
 
 def _setting(name: str, value_mb: int, minimum_mb: int) -> Finding:
     if value_mb < minimum_mb:
-        return Finding("warning", name, f"{value_mb} MB; trainings ask for more, but {minimum_mb} MB is a good minimum")
+        return Finding(
+            "warning",
+            name,
+            f"{value_mb} MB; trainings ask for more, but {minimum_mb} MB is a good minimum",
+        )
     return Finding("ok", name, f"{value_mb} MB")
 
 
 def _is_on(name: str, value: str, otherwise: str) -> Finding:
-    return Finding("ok", name, "on") if value == "on" else Finding("warning", name, f"{value}: {otherwise}")
+    return (
+        Finding("ok", name, "on")
+        if value == "on"
+        else Finding("warning", name, f"{value}: {otherwise}")
+    )
 
 
 def _connections(facts: Any) -> Finding:
     is_short = facts.n_connections > facts.max_connections - _CONNECTIONS_TO_SPARE
-    return Finding("warning" if is_short else "ok", "connections", f"{facts.n_connections} of {facts.max_connections}")
+    return Finding(
+        "warning" if is_short else "ok",
+        "connections",
+        f"{facts.n_connections} of {facts.max_connections}",
+    )
 
 
 async def _invalid_indexes(connection: AsyncConnection) -> list[Finding]:
@@ -89,13 +112,19 @@ async def _invalid_indexes(connection: AsyncConnection) -> list[Finding]:
 
 
 async def _left_behind(connection: AsyncConnection) -> list[Finding]:
-    n_dropped = (await connection.execute(sa.text("SELECT count(*) FROM dropped_indexes"))).scalar_one()
+    n_dropped = (
+        await connection.execute(sa.text("SELECT count(*) FROM dropped_indexes"))
+    ).scalar_one()
     missing = sa.text(
         "SELECT name FROM sealdex_views.indexes WHERE size_bytes = 0 OR (n_items > 0 AND ivf_size_bytes = 0)"
     )
     names = list((await connection.execute(missing)).scalars())
     return [
-        Finding("warning", "deleted indexes", f"{n_dropped} still to be dropped; the service does it at its next start")
+        Finding(
+            "warning",
+            "deleted indexes",
+            f"{n_dropped} still to be dropped; the service does it at its next start",
+        )
         if n_dropped
         else Finding("ok", "deleted indexes", "all dropped"),
         Finding("problem", "indexes", f"without partition or ivfflat index: {', '.join(names)}")
@@ -107,7 +136,9 @@ async def _left_behind(connection: AsyncConnection) -> list[Finding]:
 async def _audit(connection: AsyncConnection) -> list[Finding]:
     n_problems = len(await audit.problems(connection))
     if n_problems:
-        return [Finding("problem", "audit log", f"{n_problems} problems: see `sealdex audit verify`")]
+        return [
+            Finding("problem", "audit log", f"{n_problems} problems: see `sealdex audit verify`")
+        ]
     return [Finding("ok", "audit log", "whole")]
 
 

@@ -55,12 +55,18 @@ def to_index(facts: dict[str, Any]) -> Index:
 
 async def names(connection: AsyncConnection) -> Sequence[str]:
     """Return the names of all indexes, in order."""
-    return (await connection.execute(sa.select(indexes.c.name).order_by(indexes.c.name))).scalars().all()
+    return (
+        (await connection.execute(sa.select(indexes.c.name).order_by(indexes.c.name)))
+        .scalars()
+        .all()
+    )
 
 
 async def check_revision(connection: AsyncConnection, index: Index) -> None:
     """Raise `StaleIndex` unless `index` is the row as it is now."""
-    statement = sa.select(sa.literal(1)).where(indexes.c.id == index.id, indexes.c.revision == index.revision)
+    statement = sa.select(sa.literal(1)).where(
+        indexes.c.id == index.id, indexes.c.revision == index.revision
+    )
     if (await connection.execute(statement)).one_or_none() is None:
         raise StaleIndex
 
@@ -68,11 +74,14 @@ async def check_revision(connection: AsyncConnection, index: Index) -> None:
 async def share_encoder(connection: AsyncConnection, index: Index) -> None:
     """Keep the encoder of `index` from being replaced until the transaction ends.
 
-    Writers share the lock, so they never wait for each other. A training takes it alone for the moment in
-    which it moves to another encoder (`own_encoder`), and so waits for the writers that use the old one.
-    An advisory lock, since locking the row for sharing would write to it in every upsert.
+    Writers share the lock, so they never wait for each other. A training takes it alone for the
+    moment in which it moves to another encoder (`own_encoder`), and so waits for the writers that
+    use the old one. An advisory lock, since locking the row for sharing would write to it in every
+    upsert.
     """
-    await connection.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(_lock_number(index.id))))
+    await connection.execute(
+        sa.select(sa.func.pg_advisory_xact_lock_shared(_lock_number(index.id)))
+    )
 
 
 async def own_encoder(connection: AsyncConnection, index_id: UUID) -> None:
@@ -81,12 +90,21 @@ async def own_encoder(connection: AsyncConnection, index_id: UUID) -> None:
 
 
 async def initialise(
-    connection: AsyncConnection, index: Index, *, dimension: int, sketch_bits: int, sealed_encoder: bytes
+    connection: AsyncConnection,
+    index: Index,
+    *,
+    dimension: int,
+    sketch_bits: int,
+    sealed_encoder: bytes,
 ) -> None:
     """Fix the dimension and the first encoder. Raises `StaleIndex` when another writer was first."""
     statement = (
         sa.update(indexes)
-        .where(indexes.c.id == index.id, indexes.c.sealed_encoder.is_(None), indexes.c.revision == index.revision)
+        .where(
+            indexes.c.id == index.id,
+            indexes.c.sealed_encoder.is_(None),
+            indexes.c.revision == index.revision,
+        )
         .values(
             dimension=dimension,
             sketch_bits=sketch_bits,
@@ -100,13 +118,17 @@ async def initialise(
 
 async def delete(connection: AsyncConnection, index: Index) -> None:
     """Delete the row of `index` and leave its partition to be dropped. Raises `StaleIndex` if it changed."""
-    statement = sa.delete(indexes).where(indexes.c.id == index.id, indexes.c.revision == index.revision)
+    statement = sa.delete(indexes).where(
+        indexes.c.id == index.id, indexes.c.revision == index.revision
+    )
     if (await connection.execute(statement)).rowcount != 1:
         raise StaleIndex
     await connection.execute(insert(dropped_indexes).values(id=index.id).on_conflict_do_nothing())
 
 
-async def add_to_count(connection: AsyncConnection, index_id: UUID, *, n_items: int, n_changes: int) -> None:
+async def add_to_count(
+    connection: AsyncConnection, index_id: UUID, *, n_items: int, n_changes: int
+) -> None:
     """Add to the number of items and of changes, without waiting for other writers.
 
     Takes a shard of the count that no other transaction holds, or opens a new one.
@@ -121,14 +143,19 @@ async def add_to_count(connection: AsyncConnection, index_id: UUID, *, n_items: 
     update = (
         sa.update(item_counts)
         .where(item_counts.c.index_id == index_id, item_counts.c.shard == free_shard)
-        .values(n_items=item_counts.c.n_items + n_items, n_changes=item_counts.c.n_changes + n_changes)
+        .values(
+            n_items=item_counts.c.n_items + n_items, n_changes=item_counts.c.n_changes + n_changes
+        )
     )
     if (await connection.execute(update)).rowcount:
         return
-    # The number of the new shard is free or being made by another transaction: random, so that none waits.
+    # The number of the new shard is free or being made by another transaction: random, so that none
+    # waits.
     shard = sa.cast(sa.func.floor(sa.func.random() * 2**31 - 1), sa.Integer)
     await connection.execute(
-        sa.insert(item_counts).values(index_id=index_id, shard=shard, n_items=n_items, n_changes=n_changes)
+        sa.insert(item_counts).values(
+            index_id=index_id, shard=shard, n_items=n_items, n_changes=n_changes
+        )
     )
 
 

@@ -1,8 +1,9 @@
 """Statements on the items of one index.
 
-They go to the index's own partition and through psycopg itself rather than SQLAlchemy: binary COPY, binary
-results and pipelines are what makes them fast, and the partition's name is no parameter. The index id is in
-every statement all the same, so that they also hold where `items` is distributed by it.
+They go to the index's own partition and through psycopg itself rather than SQLAlchemy: binary COPY,
+binary results and pipelines are what makes them fast, and the partition's name is no parameter. The
+index id is in every statement all the same, so that they also hold where `items` is distributed by
+it.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -14,9 +15,9 @@ from psycopg.rows import class_row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Index
-from app.store import copying
-from app.store.engine import ItemKeys, driver
 from app.store.partitions import TOAST_TUPLE_TARGET
+from app.store.pg import copy_rows
+from app.store.pg.engine import ItemKeys, driver
 from app.store.tables import partition_name, sketch_column
 
 _ID_CHUNK = 10_000
@@ -39,13 +40,17 @@ class SealedFields(NamedTuple):
     sealed_metadata: bytes | None
 
 
-_FIELD_COLUMNS = {"vector": "sealed_vector", "contents": "sealed_contents", "metadata": "sealed_metadata"}
+_FIELD_COLUMNS = {
+    "vector": "sealed_vector",
+    "contents": "sealed_contents",
+    "metadata": "sealed_metadata",
+}
 
 
 async def upsert(
     connection: AsyncConnection, index: Index, item_keys: Sequence[bytes], rows: Sequence[bytes]
 ) -> Written:
-    """Add or replace the items whose `rows` are those of `copying.rows`, in pieces, and in the order of `item_keys`.
+    """Add or replace the items whose `rows` are those of `copy_rows.rows`, in pieces, and in the order of `item_keys`.
 
     Rows are written in the order of their keys, so that concurrent batches cannot deadlock.
     """
@@ -61,7 +66,9 @@ async def upsert(
         return await _replace(raw, index, rows)
 
 
-async def _is_any_stored(raw: psycopg.AsyncConnection[Any], index: Index, item_keys: Sequence[bytes]) -> bool:
+async def _is_any_stored(
+    raw: psycopg.AsyncConnection[Any], index: Index, item_keys: Sequence[bytes]
+) -> bool:
     cursor = await raw.execute(
         f"SELECT EXISTS (SELECT FROM {partition_name(index.id)} WHERE index_id = %s AND item_key = ANY(%s))",
         (index.id, ItemKeys(item_keys)),
@@ -69,21 +76,26 @@ async def _is_any_stored(raw: psycopg.AsyncConnection[Any], index: Index, item_k
     return bool(_one(await cursor.fetchone())[0])
 
 
-async def _copy(raw: psycopg.AsyncConnection[Any], index: Index, table: str, rows: Sequence[bytes]) -> None:
+async def _copy(
+    raw: psycopg.AsyncConnection[Any], index: Index, table: str, rows: Sequence[bytes]
+) -> None:
     async with (
         raw.cursor() as cursor,
         cursor.copy(f"COPY {table} ({_columns(index)}) FROM STDIN (FORMAT BINARY)") as copy,
     ):
-        await copy.write(copying.HEADER)
+        await copy.write(copy_rows.HEADER)
         for piece in rows:
             await copy.write(piece)
-        await copy.write(copying.TRAILER)
+        await copy.write(copy_rows.TRAILER)
 
 
-async def _replace(raw: psycopg.AsyncConnection[Any], index: Index, rows: Sequence[bytes]) -> Written:
+async def _replace(
+    raw: psycopg.AsyncConnection[Any], index: Index, rows: Sequence[bytes]
+) -> Written:
     """Store rows of which some may be stored already."""
     name, columns = partition_name(index.id), _columns(index)
-    # Like the partition, so that its rows stay in one piece here too: taking them apart costs more than the rest.
+    # Like the partition, so that its rows stay in one piece here too: taking them apart costs more
+    # than the rest.
     await raw.execute(
         f"CREATE TEMPORARY TABLE incoming (LIKE {name} INCLUDING DEFAULTS INCLUDING STORAGE)"
         f" WITH (toast_tuple_target = {TOAST_TUPLE_TARGET}) ON COMMIT DROP"
@@ -109,7 +121,7 @@ async def _replace(raw: psycopg.AsyncConnection[Any], index: Index, rows: Sequen
 
 
 def _columns(index: Index) -> str:
-    return copying.columns(*_sketch_columns(index))
+    return copy_rows.columns(*_sketch_columns(index))
 
 
 def _sketch_columns(index: Index) -> tuple[str, str]:
@@ -125,7 +137,10 @@ async def by_keys(
         f"{column} AS {column}" if field in fields else f"NULL::bytea AS {column}"
         for field, column in _FIELD_COLUMNS.items()
     ]
-    async with driver(connection) as raw, raw.cursor(binary=True, row_factory=class_row(SealedFields)) as cursor:
+    async with (
+        driver(connection) as raw,
+        raw.cursor(binary=True, row_factory=class_row(SealedFields)) as cursor,
+    ):
         await cursor.execute(
             f"SELECT item_key, {'sealed_id' if 'id' in fields else 'NULL::bytea AS sealed_id'}, {', '.join(columns)}"
             f" FROM {partition_name(index.id)} WHERE index_id = %s AND item_key = ANY(%s)",
@@ -152,7 +167,9 @@ async def delete(connection: AsyncConnection, index: Index, item_keys: Sequence[
         return cursor.rowcount
 
 
-async def sealed_ids(connection: AsyncConnection, index: Index) -> AsyncIterator[list[tuple[bytes, bytes]]]:
+async def sealed_ids(
+    connection: AsyncConnection, index: Index
+) -> AsyncIterator[list[tuple[bytes, bytes]]]:
     """Yield item key and sealed id of every item, some thousands at a time, as of one moment."""
     async with driver(connection) as raw, raw.cursor("sealed_ids") as cursor:
         await cursor.execute(

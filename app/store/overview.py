@@ -24,7 +24,9 @@ async def indexes(connection: AsyncConnection, limit: int | None = None) -> list
 async def index_figures(connection: AsyncConnection) -> IndexFigures:
     """Return what a dashboard shows of the indexes."""
     n_indexes = (await connection.execute(sa.text("SELECT count(*) FROM indexes"))).scalar_one()
-    progress = "SELECT count(*) FROM pg_stat_progress_create_index WHERE datname = current_database()"
+    progress = (
+        "SELECT count(*) FROM pg_stat_progress_create_index WHERE datname = current_database()"
+    )
     n_builds = (await connection.execute(sa.text(progress))).scalar_one()
     return IndexFigures(n_indexes, n_builds, await indexes(connection, _N_LARGEST))
 

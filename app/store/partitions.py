@@ -1,9 +1,9 @@
 """The partition of `items` that each index has, and the ivfflat index on it.
 
-Names are made of an index's id and numbers only, so they need no quoting. A partial index can only answer
-queries whose WHERE clause implies its predicate: each generation of the ivfflat index has a predicate of its
-own (`in_generation`), always true, which the queries for that generation repeat. So a new generation that
-has just been built is not used with the probes of the old one.
+Names are made of an index's id and numbers only, so they need no quoting. A partial index can only
+answer queries whose WHERE clause implies its predicate: each generation of the ivfflat index has a
+predicate of its own (`in_generation`), always true, which the queries for that generation repeat.
+So a new generation that has just been built is not used with the probes of the old one.
 """
 
 from uuid import UUID
@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.store.tables import dropped_indexes, items, ivf_name, partition_name, sketch_column
 
-# A row of up to 8 KB, with a vector of 1,536 float32, stays in one piece: a TOAST fetch for each candidate
-# would cost more than the scan.
+# A row of up to 8 KB, with a vector of 1,536 float32, stays in one piece: a TOAST fetch for each
+# candidate would cost more than the scan.
 TOAST_TUPLE_TARGET = 8160
 
 
@@ -64,22 +64,33 @@ async def drop_deleted(engine: AsyncEngine) -> None:
         for index_id in (await connection.execute(sa.select(dropped_indexes.c.id))).scalars().all():
             if await _detach(connection, index_id):
                 await connection.exec_driver_sql(f"DROP TABLE IF EXISTS {partition_name(index_id)}")
-                await connection.execute(sa.delete(dropped_indexes).where(dropped_indexes.c.id == index_id))
+                await connection.execute(
+                    sa.delete(dropped_indexes).where(dropped_indexes.c.id == index_id)
+                )
 
 
 async def _detach(connection: AsyncConnection, index_id: UUID) -> bool:
     """Detach the partition of a deleted index; false when another worker is at it."""
-    statement = sa.text("SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = to_regclass(:name)")
-    is_pending = (await connection.execute(statement, {"name": partition_name(index_id)})).scalar_one_or_none()
+    statement = sa.text(
+        "SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = to_regclass(:name)"
+    )
+    is_pending = (
+        await connection.execute(statement, {"name": partition_name(index_id)})
+    ).scalar_one_or_none()
     if is_pending is None:
         return True
     # A crash in the middle of CONCURRENTLY leaves the partition pending, to be finalized.
     how = "FINALIZE" if is_pending else "CONCURRENTLY"
     try:
-        await connection.exec_driver_sql(f"ALTER TABLE {items.name} DETACH PARTITION {partition_name(index_id)} {how}")
+        await connection.exec_driver_sql(
+            f"ALTER TABLE {items.name} DETACH PARTITION {partition_name(index_id)} {how}"
+        )
     except DBAPIError as error:
-        # PostgreSQL detaches one partition of a table at a time; whoever drops the next will see to this one.
-        if isinstance(error.orig, pg.ObjectNotInPrerequisiteState | pg.UndefinedTable | pg.LockNotAvailable):
+        # PostgreSQL detaches one partition of a table at a time; whoever drops the next will see to
+        # this one.
+        if isinstance(
+            error.orig, pg.ObjectNotInPrerequisiteState | pg.UndefinedTable | pg.LockNotAvailable
+        ):
             return False
         raise
     return True

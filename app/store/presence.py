@@ -1,7 +1,7 @@
 """A sign of life that PostgreSQL itself takes back: an advisory lock, held while this worker trains.
 
-A worker that is killed cannot say so, but its connections end with it. So nobody needs to wait for the lease of its
-jobs (`store.training`), which is for a worker that cannot be reached, or hangs.
+A worker that is killed cannot say so, but its connections end with it. So nobody needs to wait for
+the lease of its jobs (`store.training`), which is for a worker that cannot be reached, or hangs.
 """
 
 import asyncio
@@ -15,11 +15,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import errors
 from app.settings import Settings
-from app.store.engine import maintenance_connection
+from app.store.pg.engine import maintenance_connection
 
 _NUMBER_BYTES = 8
 _PATIENCE_S = 5.0
-# The snapshot of a SELECT stays until the next statement, and CREATE INDEX CONCURRENTLY waits for it. This has none.
+# The snapshot of a SELECT stays until the next statement, and CREATE INDEX CONCURRENTLY waits for
+# it. This has none.
 _REST = "SET LOCAL idle_in_transaction_session_timeout = 0"
 
 # The lock's number is the first half of a claim; `pg_locks` shows the halves of that.
@@ -65,7 +66,8 @@ class Presence:
 
     async def confirm(self) -> None:
         """Take the lock again if it was lost with its connection. Raises `Unavailable`."""
-        # A training that ends in the middle of it must not break the transaction that others rely on.
+        # A training that ends in the middle of it must not break the transaction that others rely
+        # on.
         await asyncio.shield(self._confirm())
 
     async def _confirm(self) -> None:
@@ -91,8 +93,11 @@ class Presence:
             # In a transaction, or a pooler would hand the session to others.
             await connection.exec_driver_sql("BEGIN")
             number = int.from_bytes(self._number, "big", signed=True)
-            # Shared, so that it never waits for an earlier connection that the server has not yet given up.
-            await connection.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(sa.cast(number, sa.BigInteger))))
+            # Shared, so that it never waits for an earlier connection that the server has not yet
+            # given up.
+            await connection.execute(
+                sa.select(sa.func.pg_advisory_xact_lock_shared(sa.cast(number, sa.BigInteger)))
+            )
             await connection.exec_driver_sql(_REST)
         except BaseException:
             await connection.close()

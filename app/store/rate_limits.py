@@ -23,9 +23,9 @@ _TAKE = sa.text(
 async def take(connection: AsyncConnection, caller: str, *, cost_s: float, burst_s: float) -> bool:
     """Take requests worth `cost_s` seconds of the caller's rate; false when it is `burst_s` ahead of it.
 
-    The generic cell rate algorithm (ITU-T I.371): a row remembers until when the caller's rate is used up. Nobody is
-    twice its burst ahead unless the clock of the database was set back: such a row is put right, or the caller would be
-    refused until the clock has caught up.
+    The generic cell rate algorithm (ITU-T I.371): a row remembers until when the caller's rate is
+    used up. Nobody is twice its burst ahead unless the clock of the database was set back: such a
+    row is put right, or the caller would be refused until the clock has caught up.
     """
     values = {"caller": caller, "cost_s": cost_s, "burst_s": burst_s}
     return (await connection.execute(_TAKE, values)).one_or_none() is not None

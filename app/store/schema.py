@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from app import errors
-from app.store.dsn import database_url, first_line
+from app.store.pg.dsn import database_url, first_line
 
 _APP = Path(__file__).parents[1]
 _MIN_POSTGRES = 15
@@ -31,7 +31,9 @@ async def current_revision(connection: AsyncConnection) -> str | None:
     # Asked here and not through Alembic, which announces itself in the log each time.
     if await connection.scalar(sa.text("SELECT to_regclass('alembic_version') IS NULL")):
         return None
-    revision: str | None = await connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+    revision: str | None = await connection.scalar(
+        sa.text("SELECT version_num FROM alembic_version")
+    )
     return revision
 
 
@@ -46,9 +48,13 @@ async def upgrade(dsn: str) -> None:
             await _check_server(connection)
             await connection.run_sync(_upgrade)
     except sa.exc.OperationalError as error:
-        raise errors.ConfigurationError(f"The database does not answer: {first_line(error)}") from error
+        raise errors.ConfigurationError(
+            f"The database does not answer: {first_line(error)}"
+        ) from error
     except sa.exc.ProgrammingError as error:
-        raise errors.ConfigurationError(f"The schema cannot be migrated: {first_line(error)}") from error
+        raise errors.ConfigurationError(
+            f"The schema cannot be migrated: {first_line(error)}"
+        ) from error
     finally:
         await engine.dispose()
 
@@ -75,7 +81,9 @@ async def _check_server(connection: AsyncConnection) -> None:
     major = version // _PER_MAJOR
     wanted = ".".join(map(str, _MIN_PGVECTOR))
     if major < _MIN_POSTGRES:
-        raise errors.ConfigurationError(f"PostgreSQL {major} is too old: {_MIN_POSTGRES} or newer is needed")
+        raise errors.ConfigurationError(
+            f"PostgreSQL {major} is too old: {_MIN_POSTGRES} or newer is needed"
+        )
     if available is None and installed is None:
         raise errors.ConfigurationError(
             f"The database server has no pgvector: install version {wanted} or newer there, "
@@ -98,7 +106,9 @@ def _config() -> Config:
     """Return the settings of Alembic; `migrations` is beside `app` in a checkout, inside it when installed."""
     config = Config()
     places = (_APP / "migrations", _APP.parent / "migrations")
-    config.set_main_option("script_location", str(next(place for place in places if place.is_dir())).replace("%", "%%"))
+    config.set_main_option(
+        "script_location", str(next(place for place in places if place.is_dir())).replace("%", "%%")
+    )
     return config
 
 

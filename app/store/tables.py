@@ -1,8 +1,8 @@
 """The schema. Alembic compares the database with it; comments are written for whoever owns the database.
 
-`items` is LIST-partitioned by index. Each index has one partition, `items_<index id in hex>`, and on it
-one ivfflat index, `ivf_<index id in hex>_<generation>`; both are made while the service runs and are no
-part of the migrations.
+`items` is LIST-partitioned by index. Each index has one partition, `items_<index id in hex>`, and
+on it one ivfflat index, `ivf_<index id in hex>_<generation>`; both are made while the service runs
+and are no part of the migrations.
 """
 
 from uuid import UUID
@@ -35,7 +35,9 @@ indexes = sa.Table(
         primary_key=True,
         comment="Names the partition of items and is bound into every sealed value",
     ),
-    sa.Column("name", sa.Text, nullable=False, unique=True, comment="The name clients use; not encrypted"),
+    sa.Column(
+        "name", sa.Text, nullable=False, unique=True, comment="The name clients use; not encrypted"
+    ),
     sa.Column(
         "revision",
         sa.BigInteger,
@@ -44,13 +46,25 @@ indexes = sa.Table(
         comment="Grows with every change of this row that a worker must notice",
     ),
     sa.Column("metric", sa.Text, nullable=False, comment="cosine, euclidean or squared_euclidean"),
-    sa.Column("storage_precision", sa.Text, nullable=False, comment="Number format of the vectors before sealing"),
     sa.Column(
-        "dimension", sa.Integer, comment="Length of the vectors; null until the first upsert when none was given"
+        "storage_precision",
+        sa.Text,
+        nullable=False,
+        comment="Number format of the vectors before sealing",
     ),
-    sa.Column("sketch_bits", sa.Integer, comment="Length of a sketch; null until the dimension is known"),
     sa.Column(
-        "sketch_noise", sa.Double, nullable=False, comment="Share of the bits of a stored sketch that are flipped"
+        "dimension",
+        sa.Integer,
+        comment="Length of the vectors; null until the first upsert when none was given",
+    ),
+    sa.Column(
+        "sketch_bits", sa.Integer, comment="Length of a sketch; null until the dimension is known"
+    ),
+    sa.Column(
+        "sketch_noise",
+        sa.Double,
+        nullable=False,
+        comment="Share of the bits of a stored sketch that are flipped",
     ),
     sa.Column(
         "wrapped_dek",
@@ -65,9 +79,15 @@ indexes = sa.Table(
         server_default="0",
         comment="Version of the encoder that queries use; version v lives in column sketch_(v mod 2)",
     ),
-    sa.Column("sealed_encoder", BYTEA, comment="Mean and scale of the encoder, sealed; null until the first upsert"),
     sa.Column(
-        "sealed_next_encoder", BYTEA, comment="Mean and scale of the next version while a training moves to it, sealed"
+        "sealed_encoder",
+        BYTEA,
+        comment="Mean and scale of the encoder, sealed; null until the first upsert",
+    ),
+    sa.Column(
+        "sealed_next_encoder",
+        BYTEA,
+        comment="Mean and scale of the next version while a training moves to it, sealed",
     ),
     sa.Column(
         "generation",
@@ -83,9 +103,19 @@ indexes = sa.Table(
         server_default="1",
         comment="IVF lists of that index; 1 until the first training",
     ),
-    sa.Column("requested_n_lists", sa.Integer, comment="IVF lists the client asked for at creation"),
-    sa.Column("trained_at", TIMESTAMP(timezone=True), comment="When the last training ended; null before the first"),
-    sa.Column("profile", JSONB, comment="Search profile: recall by probes and pool, measured by the last training"),
+    sa.Column(
+        "requested_n_lists", sa.Integer, comment="IVF lists the client asked for at creation"
+    ),
+    sa.Column(
+        "trained_at",
+        TIMESTAMP(timezone=True),
+        comment="When the last training ended; null before the first",
+    ),
+    sa.Column(
+        "profile",
+        JSONB,
+        comment="Search profile: recall by probes and pool, measured by the last training",
+    ),
     sa.Column(
         "n_items_at_training",
         sa.BigInteger,
@@ -104,7 +134,11 @@ indexes = sa.Table(
         comment="A training has begun and not succeeded: a request that holds the key starts it again",
     ),
     sa.Column("embedding_model", sa.Text, comment="Model that embeds contents, if any"),
-    sa.Column("embedding_weights", sa.Text, comment="SHA-256 of the weights of that model when the index was created"),
+    sa.Column(
+        "embedding_weights",
+        sa.Text,
+        comment="SHA-256 of the weights of that model when the index was created",
+    ),
     sa.Column("index_config", JSONB, comment="The index_config an older client sent at creation"),
     sa.Column(
         "created_at",
@@ -113,7 +147,11 @@ indexes = sa.Table(
         server_default=_NOW,
         comment="When the index was created",
     ),
-    sa.Column("sealed_schema", BYTEA, comment="The metadata schema, sealed; null when the index was created without"),
+    sa.Column(
+        "sealed_schema",
+        BYTEA,
+        comment="The metadata schema, sealed; null when the index was created without",
+    ),
     comment="One row an index. Holds no key that opens anything without the client's index key",
 )
 
@@ -121,9 +159,17 @@ items = sa.Table(
     "items",
     metadata,
     sa.Column(
-        "index_id", PG_UUID(as_uuid=True), primary_key=True, comment="The index this item belongs to; partition key"
+        "index_id",
+        PG_UUID(as_uuid=True),
+        primary_key=True,
+        comment="The index this item belongs to; partition key",
     ),
-    sa.Column("item_key", BYTEA, primary_key=True, comment="Keyed hash of the id: first 16 bytes of HMAC-SHA256"),
+    sa.Column(
+        "item_key",
+        BYTEA,
+        primary_key=True,
+        comment="Keyed hash of the id: first 16 bytes of HMAC-SHA256",
+    ),
     sa.Column("sealed_id", BYTEA, nullable=False, comment="The id, sealed"),
     sa.Column(
         "sketch_0",
@@ -131,10 +177,16 @@ items = sa.Table(
         comment="Keyed sketch of the vector by the encoder's even versions. "
         "Not encryption: near vectors have near sketches",
     ),
-    sa.Column("sketch_1", BIT(varying=True), comment="Keyed sketch of the vector by the encoder's odd versions"),
+    sa.Column(
+        "sketch_1",
+        BIT(varying=True),
+        comment="Keyed sketch of the vector by the encoder's odd versions",
+    ),
     sa.Column("sealed_vector", BYTEA, nullable=False, comment="The exact vector, sealed"),
     sa.Column("sealed_contents", BYTEA, comment="The contents, sealed; null when there are none"),
-    sa.Column("sealed_metadata", BYTEA, comment="The metadata as JSON, sealed; null when there is none"),
+    sa.Column(
+        "sealed_metadata", BYTEA, comment="The metadata as JSON, sealed; null when there is none"
+    ),
     sa.Column(
         "created_at",
         TIMESTAMP(timezone=True),
@@ -155,7 +207,9 @@ items = sa.Table(
         comment="Keyed hashes of the metadata's strings and numbers, in no telling order; null for none",
     ),
     # With fastupdate, new entries would wait in a list that every search reads from end to end.
-    sa.Index("ix_items_tokens", "tokens", postgresql_using="gin", postgresql_with={"fastupdate": "off"}),
+    sa.Index(
+        "ix_items_tokens", "tokens", postgresql_using="gin", postgresql_with={"fastupdate": "off"}
+    ),
     comment="The items of all indexes, one partition an index; every value is sealed or keyed",
     postgresql_partition_by="LIST (index_id)",
 )
@@ -182,7 +236,9 @@ item_counts = sa.Table(
         nullable=False,
         comment="Items added less items deleted; the sum over the shards is the number of items",
     ),
-    sa.Column("n_changes", sa.BigInteger, nullable=False, comment="Items added, replaced or deleted"),
+    sa.Column(
+        "n_changes", sa.BigInteger, nullable=False, comment="Items added, replaced or deleted"
+    ),
     comment="How many items each index has, kept in the transaction that changes them",
 )
 
@@ -196,7 +252,13 @@ users = sa.Table(
         primary_key=True,
         comment="The index the user belongs to",
     ),
-    sa.Column("user_id", BYTEA, primary_key=True, index=True, comment="Random name of the user, part of its token"),
+    sa.Column(
+        "user_id",
+        BYTEA,
+        primary_key=True,
+        index=True,
+        comment="Random name of the user, part of its token",
+    ),
     sa.Column(
         "wrapped_read_key",
         BYTEA,
@@ -208,9 +270,15 @@ users = sa.Table(
         comment="What writes items, wrapped under the key in the token; null without the permission",
     ),
     sa.Column(
-        "created_at", TIMESTAMP(timezone=True), nullable=False, server_default=_NOW, comment="When the user was made"
+        "created_at",
+        TIMESTAMP(timezone=True),
+        nullable=False,
+        server_default=_NOW,
+        comment="When the user was made",
     ),
-    sa.CheckConstraint("wrapped_read_key IS NOT NULL OR wrapped_write_key IS NOT NULL", name="permission"),
+    sa.CheckConstraint(
+        "wrapped_read_key IS NOT NULL OR wrapped_write_key IS NOT NULL", name="permission"
+    ),
     comment="Users of one index each. A permission is a wrapped key; a row opens nothing without the user's token",
 )
 
@@ -218,10 +286,17 @@ dropped_indexes = sa.Table(
     "dropped_indexes",
     metadata,
     sa.Column(
-        "id", PG_UUID(as_uuid=True), primary_key=True, comment="A deleted index whose partition is still to be dropped"
+        "id",
+        PG_UUID(as_uuid=True),
+        primary_key=True,
+        comment="A deleted index whose partition is still to be dropped",
     ),
     sa.Column(
-        "dropped_at", TIMESTAMP(timezone=True), nullable=False, server_default=_NOW, comment="When it was deleted"
+        "dropped_at",
+        TIMESTAMP(timezone=True),
+        nullable=False,
+        server_default=_NOW,
+        comment="When it was deleted",
     ),
     comment="Deleted indexes whose partition is not yet gone; normally empty",
 )
@@ -236,8 +311,18 @@ training_jobs = sa.Table(
         primary_key=True,
         comment="The index that is trained",
     ),
-    sa.Column("claim", PG_UUID(as_uuid=True), nullable=False, comment="Random name of the trainer that holds the job"),
-    sa.Column("state", sa.Text, nullable=False, comment="queued, running, succeeded, failed or interrupted"),
+    sa.Column(
+        "claim",
+        PG_UUID(as_uuid=True),
+        nullable=False,
+        comment="Random name of the trainer that holds the job",
+    ),
+    sa.Column(
+        "state",
+        sa.Text,
+        nullable=False,
+        comment="queued, running, succeeded, failed or interrupted",
+    ),
     sa.Column(
         "queued_at",
         TIMESTAMP(timezone=True),
@@ -245,7 +330,11 @@ training_jobs = sa.Table(
         server_default=_NOW,
         comment="When the training was asked for; the queue is in this order",
     ),
-    sa.Column("started_at", TIMESTAMP(timezone=True), comment="When the training began; null while it is queued"),
+    sa.Column(
+        "started_at",
+        TIMESTAMP(timezone=True),
+        comment="When the training began; null while it is queued",
+    ),
     sa.Column(
         "heartbeat_at",
         TIMESTAMP(timezone=True),
@@ -259,12 +348,26 @@ training_jobs = sa.Table(
         nullable=False,
         comment="waiting, fitting, encoding, building, calibrating, swapping or cleaning",
     ),
-    sa.Column("progress", sa.Integer, nullable=False, comment="Per cent of the training that is done"),
-    sa.Column("generation", sa.Integer, nullable=False, comment="Generation of the ivfflat index that is being built"),
     sa.Column(
-        "requested_n_lists", sa.Integer, comment="IVF lists the client asked for; null for as many as fit the items"
+        "progress", sa.Integer, nullable=False, comment="Per cent of the training that is done"
     ),
-    sa.Column("n_failures", sa.Integer, nullable=False, comment="Trainings that failed since one succeeded"),
+    sa.Column(
+        "generation",
+        sa.Integer,
+        nullable=False,
+        comment="Generation of the ivfflat index that is being built",
+    ),
+    sa.Column(
+        "requested_n_lists",
+        sa.Integer,
+        comment="IVF lists the client asked for; null for as many as fit the items",
+    ),
+    sa.Column(
+        "n_failures",
+        sa.Integer,
+        nullable=False,
+        comment="Trainings that failed since one succeeded",
+    ),
     sa.Column("failure", sa.Text, comment="Why the last training failed; null when it did not"),
     sa.Column(
         "next_attempt_at",
@@ -277,7 +380,9 @@ training_jobs = sa.Table(
 trainings = sa.Table(
     "trainings",
     metadata,
-    sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True, comment="Number of the training"),
+    sa.Column(
+        "id", sa.BigInteger, sa.Identity(), primary_key=True, comment="Number of the training"
+    ),
     sa.Column(
         "index_id",
         PG_UUID(as_uuid=True),
@@ -286,19 +391,31 @@ trainings = sa.Table(
         index=True,
         comment="The index that was trained",
     ),
-    sa.Column("started_at", TIMESTAMP(timezone=True), nullable=False, comment="When the training began"),
     sa.Column(
-        "finished_at", TIMESTAMP(timezone=True), nullable=False, server_default=_NOW, comment="When the training ended"
+        "started_at", TIMESTAMP(timezone=True), nullable=False, comment="When the training began"
+    ),
+    sa.Column(
+        "finished_at",
+        TIMESTAMP(timezone=True),
+        nullable=False,
+        server_default=_NOW,
+        comment="When the training ended",
     ),
     sa.Column("outcome", sa.Text, nullable=False, comment="succeeded, failed or interrupted"),
     sa.Column("failure", sa.Text, comment="Why it failed; null when it did not"),
     sa.Column("generation", sa.Integer, comment="Generation of the ivfflat index it built"),
     sa.Column(
-        "n_items", sa.BigInteger, comment="Number of items when it began to build; null when it did not get there"
+        "n_items",
+        sa.BigInteger,
+        comment="Number of items when it began to build; null when it did not get there",
     ),
     sa.Column("n_lists", sa.Integer, comment="IVF lists it made; null when it did not get there"),
     sa.Column("encoder_version", sa.SmallInteger, comment="Version of the encoder it built for"),
-    sa.Column("recall", sa.Double, comment="Measured recall@10 at the default target; null when it was not measured"),
+    sa.Column(
+        "recall",
+        sa.Double,
+        comment="Measured recall@10 at the default target; null when it was not measured",
+    ),
     comment="Every training that has ended, the newest with the highest number",
 )
 
@@ -312,7 +429,13 @@ audit_chains = sa.Table(
         autoincrement=False,
         comment="Number of the chain; writers at work at the same time use different ones",
     ),
-    sa.Column("position", sa.BigInteger, nullable=False, server_default="0", comment="Position of the last entry"),
+    sa.Column(
+        "position",
+        sa.BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="Position of the last entry",
+    ),
     sa.Column(
         "hash",
         BYTEA,
@@ -340,7 +463,13 @@ audit_chains = sa.Table(
 audit_log = sa.Table(
     "audit_log",
     metadata,
-    sa.Column("chain", sa.Integer, primary_key=True, autoincrement=False, comment="The chain of this entry"),
+    sa.Column(
+        "chain",
+        sa.Integer,
+        primary_key=True,
+        autoincrement=False,
+        comment="The chain of this entry",
+    ),
     sa.Column(
         "position",
         sa.BigInteger,
@@ -355,7 +484,9 @@ audit_log = sa.Table(
         server_default=_NOW,
         comment="When the transaction of the change began; decides the partition",
     ),
-    sa.Column("caller", sa.Text, nullable=False, comment="Who: root, user and its id, open, or operator"),
+    sa.Column(
+        "caller", sa.Text, nullable=False, comment="Who: root, user and its id, open, or operator"
+    ),
     sa.Column("key_id", sa.Text, comment="Keyed fingerprint of the index key that was used"),
     sa.Column("operation", sa.Text, nullable=False, comment="What was done"),
     sa.Column("index_id", PG_UUID(as_uuid=True), comment="To which index"),
@@ -363,8 +494,15 @@ audit_log = sa.Table(
     sa.Column("n_items", sa.BigInteger, comment="How many items were written or deleted"),
     sa.Column("request_id", sa.Text, nullable=False, comment="X-Request-Id of the request"),
     sa.Column("outcome", sa.Text, nullable=False, comment="done, refused or failed"),
-    sa.Column("previous_hash", BYTEA, nullable=False, comment="Hash of the entry before; empty at first"),
-    sa.Column("hash", BYTEA, nullable=False, comment="SHA-256 over previous_hash and the columns before it"),
+    sa.Column(
+        "previous_hash", BYTEA, nullable=False, comment="Hash of the entry before; empty at first"
+    ),
+    sa.Column(
+        "hash",
+        BYTEA,
+        nullable=False,
+        comment="SHA-256 over previous_hash and the columns before it",
+    ),
     comment="Append-only: who changed what, written in the transaction of the change. No key, no plaintext",
     postgresql_partition_by="RANGE (recorded_at)",
 )
@@ -373,7 +511,12 @@ rate_limits = sa.Table(
     "rate_limits",
     metadata,
     sa.Column("caller", sa.Text, primary_key=True, comment="Whose rate, as in the audit log"),
-    sa.Column("busy_until", TIMESTAMP(timezone=True), nullable=False, comment="Until when that rate is used up"),
+    sa.Column(
+        "busy_until",
+        TIMESTAMP(timezone=True),
+        nullable=False,
+        comment="Until when that rate is used up",
+    ),
     comment="How far each caller is ahead of its rate; empty unless a rate limit is set, and lost in a crash",
     prefixes=["UNLOGGED"],
 )

@@ -1,9 +1,9 @@
 """Statements of training: the job of an index and its lease, what a training builds, and what it leaves.
 
-A job is claimed by writing a random name, the claim, into its row, and is kept by a heartbeat. Once the heartbeat is
-`LEASE_S` old, or the trainer's connection is gone (`store.presence`), the job belongs to nobody, and the next claim
-takes it over. Every statement that changes something for good names the claim, so a trainer that was stopped and comes
-back can do no harm.
+A job is claimed by writing a random name, the claim, into its row, and is kept by a heartbeat. Once
+the heartbeat is `LEASE_S` old, or the trainer's connection is gone (`store.presence`), the job
+belongs to nobody, and the next claim takes it over. Every statement that changes something for good
+names the claim, so a trainer that was stopped and comes back can do no harm.
 """
 
 import re
@@ -39,7 +39,8 @@ _IVF_NAME = re.compile(rf"{IVF_PREFIX}([0-9a-f]{{32}})_[0-9]+")
 _LEASE = sa.cast(f"{LEASE_S} seconds", INTERVAL)
 _is_fresh = sa.and_(
     training_jobs.c.state.in_(["queued", "running"]),
-    # One from the future is of before the clock was set back: it would keep the job of a trainer that is gone.
+    # One from the future is of before the clock was set back: it would keep the job of a trainer
+    # that is gone.
     training_jobs.c.heartbeat_at.between(sa.func.now() - _LEASE, sa.func.now() + _LEASE),
 )
 _is_live = sa.and_(_is_fresh, IS_PRESENT)
@@ -60,19 +61,24 @@ class Claim:
     def condition(self) -> sa.ColumnElement[bool]:
         """What is true of the job's row as long as the claim holds.
 
-        A claim that has expired never holds again: what its trainer has built may be gone already. One whose trainer
-        has lost a connection holds until another takes the job.
+        A claim that has expired never holds again: what its trainer has built may be gone already.
+        One whose trainer has lost a connection holds until another takes the job.
         """
-        return sa.and_(training_jobs.c.index_id == self.index_id, training_jobs.c.claim == self.name, _is_fresh)
+        return sa.and_(
+            training_jobs.c.index_id == self.index_id, training_jobs.c.claim == self.name, _is_fresh
+        )
 
 
 # ---------------------------------------------------------------- the job
 
 
-async def enqueue(connection: AsyncConnection, claim: Claim, *, n_lists: int | None, is_patient: bool) -> bool:
+async def enqueue(
+    connection: AsyncConnection, claim: Claim, *, n_lists: int | None, is_patient: bool
+) -> bool:
     """Claim the job of an index; false when another trainer has it, or `is_patient` and it shall wait after a failure.
 
-    A job that was abandoned counts as a failure from now on, so that one which always ends so is not tried for ever.
+    A job that was abandoned counts as a failure from now on, so that one which always ends so is
+    not tried for ever.
     """
     fresh = {
         "claim": claim.name,
@@ -91,7 +97,10 @@ async def enqueue(connection: AsyncConnection, claim: Claim, *, n_lists: int | N
         .values(index_id=claim.index_id, generation=0, n_failures=0, **fresh)
         .on_conflict_do_update(
             index_elements=[training_jobs.c.index_id],
-            set_={**fresh, "n_failures": training_jobs.c.n_failures + sa.cast(is_abandoned, sa.Integer)},
+            set_={
+                **fresh,
+                "n_failures": training_jobs.c.n_failures + sa.cast(is_abandoned, sa.Integer),
+            },
             where=sa.and_(sa.not_(_is_live), is_due if is_patient else sa.true()),
         )
         .returning(training_jobs.c.index_id)
@@ -105,7 +114,9 @@ async def enqueue(connection: AsyncConnection, claim: Claim, *, n_lists: int | N
         raise
 
 
-async def start(connection: AsyncConnection, claim: Claim, max_trainings: int, *, is_due: bool) -> int | None:
+async def start(
+    connection: AsyncConnection, claim: Claim, max_trainings: int, *, is_due: bool
+) -> int | None:
     """Start the claimed job if it is its turn: return the generation to build, None to wait. Raises `ClaimLost`.
 
     If `is_due`, the index is due for training from now on until one succeeds.
@@ -113,13 +124,21 @@ async def start(connection: AsyncConnection, claim: Claim, max_trainings: int, *
     await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_QUEUE_LOCK)))
     # The row of the index before that of the job, as everywhere.
     index = sa.select(indexes.c.generation).where(indexes.c.id == claim.index_id)
-    generation = (await connection.execute(index.with_for_update(key_share=True))).scalar_one_or_none()
-    mine = sa.select(training_jobs.c.queued_at, training_jobs.c.generation, training_jobs.c.n_failures)
+    generation = (
+        await connection.execute(index.with_for_update(key_share=True))
+    ).scalar_one_or_none()
+    mine = sa.select(
+        training_jobs.c.queued_at, training_jobs.c.generation, training_jobs.c.n_failures
+    )
     job = (await connection.execute(mine.where(claim.condition))).one_or_none()
     if generation is None or job is None:
         raise ClaimLost
-    is_before = sa.or_(training_jobs.c.state == "running", training_jobs.c.queued_at < job.queued_at)
-    before = sa.select(sa.func.count()).where(_is_live, is_before, training_jobs.c.index_id != claim.index_id)
+    is_before = sa.or_(
+        training_jobs.c.state == "running", training_jobs.c.queued_at < job.queued_at
+    )
+    before = sa.select(sa.func.count()).where(
+        _is_live, is_before, training_jobs.c.index_id != claim.index_id
+    )
     if (await connection.execute(before)).scalar_one() >= max_trainings:
         return None
     # A number of its own for each attempt: what a stopped trainer still builds has another name.
@@ -132,7 +151,8 @@ async def start(connection: AsyncConnection, claim: Claim, max_trainings: int, *
             state="running",
             started_at=sa.func.now(),
             generation=target,
-            # Should the service be killed over it, then the next one waits as long as after any other failure.
+            # Should the service be killed over it, then the next one waits as long as after any
+            # other failure.
             next_attempt_at=pause,
         )
     )
@@ -154,7 +174,13 @@ async def beat(connection: AsyncConnection, claim: Claim, phase: str, progress: 
 
 async def finish(connection: AsyncConnection, claim: Claim, result: TrainingResult | None) -> None:
     """Give the job back after success; `result` is None when there was nothing to do. Raises `ClaimLost`."""
-    ended = {"state": "succeeded", "progress": 100, "failure": None, "n_failures": 0, "next_attempt_at": None}
+    ended = {
+        "state": "succeeded",
+        "progress": 100,
+        "failure": None,
+        "n_failures": 0,
+        "next_attempt_at": None,
+    }
     started_at = await _end(connection, claim, ended)
     if result is not None:
         made = {
@@ -171,11 +197,17 @@ async def finish(connection: AsyncConnection, claim: Claim, result: TrainingResu
 async def fail(connection: AsyncConnection, claim: Claim, failure: str, *, is_due: bool) -> None:
     """Give the job back after a failure; no automatic training starts for a while. Raises `ClaimLost`.
 
-    Unless the index `is_due` for training still, requests that hold the key do not try again by themselves.
+    Unless the index `is_due` for training still, requests that hold the key do not try again by
+    themselves.
     """
     count = sa.select(training_jobs.c.n_failures).where(claim.condition)
     n_failures = ((await connection.execute(count)).scalar_one_or_none() or 0) + 1
-    ended = {"state": "failed", "failure": failure, "n_failures": n_failures, "next_attempt_at": _pause(n_failures)}
+    ended = {
+        "state": "failed",
+        "failure": failure,
+        "n_failures": n_failures,
+        "next_attempt_at": _pause(n_failures),
+    }
     started_at = await _end(connection, claim, ended)
     await _record(connection, claim, started_at, outcome="failed", failure=failure)
     if not is_due:
@@ -184,17 +216,26 @@ async def fail(connection: AsyncConnection, claim: Claim, failure: str, *, is_du
 
 async def interrupt(connection: AsyncConnection, claim: Claim) -> None:
     """Give the job back unfinished, to be taken by the next request that can. Raises `ClaimLost`."""
-    started_at = await _end(connection, claim, {"state": "interrupted", "failure": None, "next_attempt_at": None})
+    started_at = await _end(
+        connection, claim, {"state": "interrupted", "failure": None, "next_attempt_at": None}
+    )
     if started_at is not None:
         await _record(connection, claim, started_at, outcome="interrupted")
 
 
-async def _end(connection: AsyncConnection, claim: Claim, values: dict[str, Any]) -> datetime | None:
+async def _end(
+    connection: AsyncConnection, claim: Claim, values: dict[str, Any]
+) -> datetime | None:
     """Write how a job ended and return when it started, None if it never did. Raises `ClaimLost`."""
     # The row of the index is locked first, as everywhere.
     index = sa.select(indexes.c.id).where(indexes.c.id == claim.index_id)
     await connection.execute(index.with_for_update(key_share=True))
-    statement = sa.update(training_jobs).where(claim.condition).values(values).returning(training_jobs.c.started_at)
+    statement = (
+        sa.update(training_jobs)
+        .where(claim.condition)
+        .values(values)
+        .returning(training_jobs.c.started_at)
+    )
     row = (await connection.execute(statement)).one_or_none()
     if row is None:
         raise ClaimLost
@@ -202,10 +243,14 @@ async def _end(connection: AsyncConnection, claim: Claim, values: dict[str, Any]
     return started_at
 
 
-async def _record(connection: AsyncConnection, claim: Claim, started_at: datetime | None, **facts: Any) -> None:
+async def _record(
+    connection: AsyncConnection, claim: Claim, started_at: datetime | None, **facts: Any
+) -> None:
     """Add a training to the history."""
     started = sa.func.now() if started_at is None else started_at
-    await connection.execute(sa.insert(trainings).values(index_id=claim.index_id, started_at=started, **facts))
+    await connection.execute(
+        sa.insert(trainings).values(index_id=claim.index_id, started_at=started, **facts)
+    )
 
 
 async def _set_due(connection: AsyncConnection, claim: Claim, *, is_due: bool) -> None:
@@ -224,7 +269,9 @@ def _pause(n_failures: int) -> sa.ColumnElement[datetime]:
 
 async def requested_n_lists(connection: AsyncConnection, index_id: UUID) -> int | None:
     """Return how many lists the last training of an index was asked for, if it was told."""
-    statement = sa.select(training_jobs.c.requested_n_lists).where(training_jobs.c.index_id == index_id)
+    statement = sa.select(training_jobs.c.requested_n_lists).where(
+        training_jobs.c.index_id == index_id
+    )
     return (await connection.execute(statement)).scalar_one_or_none()
 
 
@@ -237,14 +284,21 @@ async def status(connection: AsyncConnection) -> TrainingStatus:
         .order_by(training_jobs.c.queued_at)
     )
     rows = (await connection.execute(statement)).all()
-    running, queued = ([name for name, state in rows if state == wanted] for wanted in ("running", "queued"))
+    running, queued = (
+        [name for name, state in rows if state == wanted] for wanted in ("running", "queued")
+    )
     return TrainingStatus(running, queued)
 
 
 async def job(connection: AsyncConnection, index_id: UUID) -> TrainingJob | None:
     """Return the last training of an index, if it ever had one."""
-    columns = [getattr(training_jobs.c, name) for name in ("state", "phase", "progress", "failure", "next_attempt_at")]
-    statement = sa.select(*columns, _is_live.label("is_live")).where(training_jobs.c.index_id == index_id)
+    columns = [
+        getattr(training_jobs.c, name)
+        for name in ("state", "phase", "progress", "failure", "next_attempt_at")
+    ]
+    statement = sa.select(*columns, _is_live.label("is_live")).where(
+        training_jobs.c.index_id == index_id
+    )
     row = (await connection.execute(statement)).one_or_none()
     return None if row is None else TrainingJob(**row._mapping)  # noqa: SLF001 - SQLAlchemy's documented way
 
@@ -252,10 +306,13 @@ async def job(connection: AsyncConnection, index_id: UUID) -> TrainingJob | None
 # ---------------------------------------------------------------- the encoder
 
 
-async def announce_encoder(connection: AsyncConnection, claim: Claim, index: Index, sealed_encoder: bytes) -> None:
+async def announce_encoder(
+    connection: AsyncConnection, claim: Claim, index: Index, sealed_encoder: bytes
+) -> None:
     """Store the next encoder of `index`: every upsert that begins from now on writes its sketches too.
 
-    The caller holds `store.indexes.own_encoder`. An encoder that was announced before stays. Raises `ClaimLost`.
+    The caller holds `store.indexes.own_encoder`. An encoder that was announced before stays. Raises
+    `ClaimLost`.
     """
     await connection.execute(
         sa.update(indexes)
@@ -304,7 +361,9 @@ async def build(connection: AsyncConnection, wanted: Build) -> None:
         statement_timeout="0",
         lock_timeout="0",
     )
-    definition = ivf_definition(wanted.encoder_version, wanted.sketch_bits, wanted.n_lists, wanted.generation)
+    definition = ivf_definition(
+        wanted.encoder_version, wanted.sketch_bits, wanted.n_lists, wanted.generation
+    )
     await connection.exec_driver_sql(
         f"CREATE INDEX CONCURRENTLY {name} ON {partition_name(wanted.index_id)} {definition}"
     )
@@ -312,7 +371,9 @@ async def build(connection: AsyncConnection, wanted: Build) -> None:
 
 async def is_valid(connection: AsyncConnection, index_id: UUID, generation: int) -> bool:
     """Whether the ivfflat index of a generation is there, complete and usable."""
-    statement = sa.text("SELECT indisvalid AND indisready FROM pg_index WHERE indexrelid = to_regclass(:name)")
+    statement = sa.text(
+        "SELECT indisvalid AND indisready FROM pg_index WHERE indexrelid = to_regclass(:name)"
+    )
     row = await connection.execute(statement, {"name": ivf_name(index_id, generation)})
     return bool(row.scalar_one_or_none())
 
@@ -329,14 +390,22 @@ async def build_progress(connection: AsyncConnection, index_id: UUID) -> float:
         FROM pg_stat_progress_create_index WHERE relid = to_regclass(:name)
         """
     )
-    share = (await connection.execute(statement, {"name": partition_name(index_id)})).scalars().first()
+    share = (
+        (await connection.execute(statement, {"name": partition_name(index_id)})).scalars().first()
+    )
     return float(share or 0)
 
 
-async def swap(connection: AsyncConnection, claim: Claim, index: Index, result: TrainingResult) -> None:
+async def swap(
+    connection: AsyncConnection, claim: Claim, index: Index, result: TrainingResult
+) -> None:
     """Send queries to the new ivfflat index. Raises `ClaimLost`, with nothing changed when rolled back."""
     is_new_encoder = result.encoder_version != index.encoder_version
-    encoder = {"sealed_encoder": indexes.c.sealed_next_encoder, "sealed_next_encoder": None} if is_new_encoder else {}
+    encoder = (
+        {"sealed_encoder": indexes.c.sealed_next_encoder, "sealed_next_encoder": None}
+        if is_new_encoder
+        else {}
+    )
     await connection.execute(
         sa.update(indexes)
         .where(indexes.c.id == claim.index_id, indexes.c.encoder_version == index.encoder_version)
@@ -356,7 +425,9 @@ async def swap(connection: AsyncConnection, claim: Claim, index: Index, result: 
     await _check(connection, claim)
 
 
-async def renew_profile(connection: AsyncConnection, claim: Claim, index: Index, result: TrainingResult) -> None:
+async def renew_profile(
+    connection: AsyncConnection, claim: Claim, index: Index, result: TrainingResult
+) -> None:
     """Store what was measured of the ivfflat index in use. Raises `ClaimLost`."""
     await connection.execute(
         sa.update(indexes)
@@ -369,7 +440,10 @@ async def renew_profile(connection: AsyncConnection, claim: Claim, index: Index,
 async def drop_ivf(connection: AsyncConnection, name: str) -> None:
     """Drop an ivfflat index on a `maintenance_connection` without holding up searches."""
     await _set(
-        connection, lock_timeout=_LOCK_TIMEOUT, statement_timeout="0", client_connection_check_interval=_CLIENT_CHECK
+        connection,
+        lock_timeout=_LOCK_TIMEOUT,
+        statement_timeout="0",
+        client_connection_check_interval=_CLIENT_CHECK,
     )
     await connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
 
@@ -406,7 +480,9 @@ async def leftovers(connection: AsyncConnection, *, claimed: UUID | None = None)
 async def _set(connection: AsyncConnection, **settings: str) -> None:
     """Change settings of this session, which is the caller's alone."""
     for name, value in settings.items():
-        await connection.execute(sa.text("SELECT set_config(:name, :value, false)"), {"name": name, "value": value})
+        await connection.execute(
+            sa.text("SELECT set_config(:name, :value, false)"), {"name": name, "value": value}
+        )
 
 
 def reason(error: DBAPIError) -> str:

@@ -27,14 +27,22 @@ async def create(connection: AsyncConnection, user: User) -> None:
 
 async def hold_index(connection: AsyncConnection, index: Index) -> None:
     """Keep `index` from being deleted until the transaction ends. Raises `StaleIndex` unless it is the row as it is."""
-    statement = sa.select(sa.literal(1)).where(indexes.c.id == index.id, indexes.c.revision == index.revision)
-    if (await connection.execute(statement.with_for_update(read=True, key_share=True))).one_or_none() is None:
+    statement = sa.select(sa.literal(1)).where(
+        indexes.c.id == index.id, indexes.c.revision == index.revision
+    )
+    if (
+        await connection.execute(statement.with_for_update(read=True, key_share=True))
+    ).one_or_none() is None:
         raise StaleIndex
 
 
 async def of_index(connection: AsyncConnection, index_id: UUID) -> list[User]:
     """Return the users of an index, oldest first."""
-    statement = sa.select(*_COLUMNS).where(users.c.index_id == index_id).order_by(users.c.created_at, users.c.user_id)
+    statement = (
+        sa.select(*_COLUMNS)
+        .where(users.c.index_id == index_id)
+        .order_by(users.c.created_at, users.c.user_id)
+    )
     return [_user(*row) for row in await connection.execute(statement)]
 
 
@@ -54,7 +62,8 @@ async def delete(connection: AsyncConnection, index: Index, user_id: bytes) -> N
 
     Raises `StaleIndex` unless `index` is the row as it is now.
     """
-    # Every transaction on an index compares its revision, so a new one ends what workers remember of the user.
+    # Every transaction on an index compares its revision, so a new one ends what workers remember
+    # of the user.
     statement = (
         sa.update(indexes)
         .where(indexes.c.id == index.id, indexes.c.revision == index.revision)
@@ -62,9 +71,15 @@ async def delete(connection: AsyncConnection, index: Index, user_id: bytes) -> N
     )
     if (await connection.execute(statement)).rowcount != 1:
         raise StaleIndex
-    await connection.execute(sa.delete(users).where(users.c.index_id == index.id, users.c.user_id == user_id))
+    await connection.execute(
+        sa.delete(users).where(users.c.index_id == index.id, users.c.user_id == user_id)
+    )
 
 
 def _user(index_id: UUID, user_id: bytes, read: bytes | None, write: bytes | None) -> User:
     wrapped = {Permission.READ: read, Permission.WRITE: write}
-    return User(index_id, user_id, {permission: key for permission, key in wrapped.items() if key is not None})
+    return User(
+        index_id,
+        user_id,
+        {permission: key for permission, key in wrapped.items() if key is not None},
+    )

@@ -1,9 +1,10 @@
 """The first schema: indexes, their items, and how many there are.
 
-Ciphertext does not compress, so no column of it is EXTENDED, the default. Sealed id, contents and metadata
-are EXTERNAL: out of the row, uncompressed, once the row is too long. The sealed vector is MAIN: it leaves the
-row last, because a search reads it for every candidate. MAIN would also try to compress it, but only when the
-row is still too long after the others have left, and gives up early on what does not compress.
+Ciphertext does not compress, so no column of it is EXTENDED, the default. Sealed id, contents and
+metadata are EXTERNAL: out of the row, uncompressed, once the row is too long. The sealed vector is
+MAIN: it leaves the row last, because a search reads it for every candidate. MAIN would also try to
+compress it, but only when the row is still too long after the others have left, and gives up early
+on what does not compress.
 
 Partitions made with LIKE … INCLUDING ALL inherit storage and comments.
 
@@ -34,8 +35,12 @@ def upgrade() -> None:
     _create_items()
     _create_item_counts()
     _create_dropped_indexes()
-    op.execute("COMMENT ON TABLE alembic_version IS 'Revision of this schema, written by sealdex migrate'")
-    op.execute("COMMENT ON COLUMN alembic_version.version_num IS 'Number of the last migration that was applied'")
+    op.execute(
+        "COMMENT ON TABLE alembic_version IS 'Revision of this schema, written by sealdex migrate'"
+    )
+    op.execute(
+        "COMMENT ON COLUMN alembic_version.version_num IS 'Number of the last migration that was applied'"
+    )
 
 
 def downgrade() -> None:
@@ -50,7 +55,10 @@ def _create_indexes() -> None:
     op.create_table(
         "indexes",
         sa.Column(
-            "id", sa.UUID(), nullable=False, comment="Names the partition of items and is bound into every sealed value"
+            "id",
+            sa.UUID(),
+            nullable=False,
+            comment="Names the partition of items and is bound into every sealed value",
         ),
         sa.Column("name", sa.Text(), nullable=False, comment="The name clients use; not encrypted"),
         sa.Column(
@@ -60,18 +68,30 @@ def _create_indexes() -> None:
             nullable=False,
             comment="Grows with every change of this row that a worker must notice",
         ),
-        sa.Column("metric", sa.Text(), nullable=False, comment="cosine, euclidean or squared_euclidean"),
         sa.Column(
-            "storage_precision", sa.Text(), nullable=False, comment="Number format of the vectors before sealing"
+            "metric", sa.Text(), nullable=False, comment="cosine, euclidean or squared_euclidean"
+        ),
+        sa.Column(
+            "storage_precision",
+            sa.Text(),
+            nullable=False,
+            comment="Number format of the vectors before sealing",
         ),
         sa.Column(
             "dimension",
             sa.Integer(),
             comment="Length of the vectors; null until the first upsert when none was given",
         ),
-        sa.Column("sketch_bits", sa.Integer(), comment="Length of a sketch; null until the dimension is known"),
         sa.Column(
-            "sketch_noise", sa.Double(), nullable=False, comment="Share of the bits of a stored sketch that are flipped"
+            "sketch_bits",
+            sa.Integer(),
+            comment="Length of a sketch; null until the dimension is known",
+        ),
+        sa.Column(
+            "sketch_noise",
+            sa.Double(),
+            nullable=False,
+            comment="Share of the bits of a stored sketch that are flipped",
         ),
         sa.Column(
             "wrapped_dek",
@@ -110,7 +130,9 @@ def _create_indexes() -> None:
             nullable=False,
             comment="IVF lists of that index; 1 until the first training",
         ),
-        sa.Column("requested_n_lists", sa.Integer(), comment="IVF lists the client asked for at creation"),
+        sa.Column(
+            "requested_n_lists", sa.Integer(), comment="IVF lists the client asked for at creation"
+        ),
         sa.Column(
             "trained_at",
             postgresql.TIMESTAMP(timezone=True),
@@ -143,7 +165,12 @@ def _create_indexes() -> None:
 def _create_items() -> None:
     op.create_table(
         "items",
-        sa.Column("index_id", sa.UUID(), nullable=False, comment="The index this item belongs to; partition key"),
+        sa.Column(
+            "index_id",
+            sa.UUID(),
+            nullable=False,
+            comment="The index this item belongs to; partition key",
+        ),
         sa.Column(
             "item_key",
             postgresql.BYTEA(),
@@ -162,7 +189,9 @@ def _create_items() -> None:
             postgresql.BIT(varying=True),
             comment="Keyed sketch of the vector by the encoder's odd versions",
         ),
-        sa.Column("sealed_vector", postgresql.BYTEA(), nullable=False, comment="The exact vector, sealed"),
+        sa.Column(
+            "sealed_vector", postgresql.BYTEA(), nullable=False, comment="The exact vector, sealed"
+        ),
         sa.Column(
             "sealed_contents",
             postgresql.BYTEA(),
@@ -211,9 +240,14 @@ def _create_item_counts() -> None:
             nullable=False,
             comment="Items added less items deleted; the sum over the shards is the number of items",
         ),
-        sa.Column("n_changes", sa.BigInteger(), nullable=False, comment="Items added, replaced or deleted"),
+        sa.Column(
+            "n_changes", sa.BigInteger(), nullable=False, comment="Items added, replaced or deleted"
+        ),
         sa.ForeignKeyConstraint(
-            ["index_id"], ["indexes.id"], name=op.f("fk_item_counts_index_id_indexes"), ondelete="CASCADE"
+            ["index_id"],
+            ["indexes.id"],
+            name=op.f("fk_item_counts_index_id_indexes"),
+            ondelete="CASCADE",
         ),
         sa.PrimaryKeyConstraint("index_id", "shard", name=op.f("pk_item_counts")),
         comment="How many items each index has, kept in the transaction that changes them",
@@ -223,7 +257,12 @@ def _create_item_counts() -> None:
 def _create_dropped_indexes() -> None:
     op.create_table(
         "dropped_indexes",
-        sa.Column("id", sa.UUID(), nullable=False, comment="A deleted index whose partition is still to be dropped"),
+        sa.Column(
+            "id",
+            sa.UUID(),
+            nullable=False,
+            comment="A deleted index whose partition is still to be dropped",
+        ),
         sa.Column(
             "dropped_at",
             postgresql.TIMESTAMP(timezone=True),

@@ -1,7 +1,7 @@
 """Training: one job an index, the history of all trainings, and a view for whoever owns the database.
 
-A job is a lease: its trainer renews `heartbeat_at`, and once that is 30 seconds old the job belongs to nobody.
-So a killed service leaves no lock behind, and no session has to outlive a transaction.
+A job is a lease: its trainer renews `heartbeat_at`, and once that is 30 seconds old the job belongs
+to nobody. So a killed service leaves no lock behind, and no session has to outlive a transaction.
 
 Revision ID: 0002
 Revises: 0001
@@ -82,7 +82,9 @@ def upgrade() -> None:
     _create_training_jobs()
     _create_trainings()
     op.execute(_VIEW)
-    op.execute("COMMENT ON VIEW index_overview IS 'One row an index: size, training, drift. Needs no key'")
+    op.execute(
+        "COMMENT ON VIEW index_overview IS 'One row an index: size, training, drift. Needs no key'"
+    )
     for column, comment in _VIEW_COMMENTS.items():
         op.execute(f"COMMENT ON COLUMN index_overview.{column} IS '{comment}'")
 
@@ -128,8 +130,18 @@ def _create_training_jobs() -> None:
     op.create_table(
         "training_jobs",
         sa.Column("index_id", sa.UUID(), nullable=False, comment="The index that is trained"),
-        sa.Column("claim", sa.UUID(), nullable=False, comment="Random name of the trainer that holds the job"),
-        sa.Column("state", sa.Text(), nullable=False, comment="queued, running, succeeded, failed or interrupted"),
+        sa.Column(
+            "claim",
+            sa.UUID(),
+            nullable=False,
+            comment="Random name of the trainer that holds the job",
+        ),
+        sa.Column(
+            "state",
+            sa.Text(),
+            nullable=False,
+            comment="queued, running, succeeded, failed or interrupted",
+        ),
         sa.Column(
             "queued_at",
             _TIME,
@@ -151,7 +163,12 @@ def _create_training_jobs() -> None:
             nullable=False,
             comment="waiting, fitting, encoding, building, calibrating, swapping or cleaning",
         ),
-        sa.Column("progress", sa.Integer(), nullable=False, comment="Per cent of the training that is done"),
+        sa.Column(
+            "progress",
+            sa.Integer(),
+            nullable=False,
+            comment="Per cent of the training that is done",
+        ),
         sa.Column(
             "generation",
             sa.Integer(),
@@ -163,11 +180,25 @@ def _create_training_jobs() -> None:
             sa.Integer(),
             comment="IVF lists the client asked for; null for as many as fit the items",
         ),
-        sa.Column("n_failures", sa.Integer(), nullable=False, comment="Trainings that failed since one succeeded"),
-        sa.Column("failure", sa.Text(), comment="Why the last training failed; null when it did not"),
-        sa.Column("next_attempt_at", _TIME, comment="No automatic training before; null when one may start at once"),
+        sa.Column(
+            "n_failures",
+            sa.Integer(),
+            nullable=False,
+            comment="Trainings that failed since one succeeded",
+        ),
+        sa.Column(
+            "failure", sa.Text(), comment="Why the last training failed; null when it did not"
+        ),
+        sa.Column(
+            "next_attempt_at",
+            _TIME,
+            comment="No automatic training before; null when one may start at once",
+        ),
         sa.ForeignKeyConstraint(
-            ["index_id"], ["indexes.id"], name=op.f("fk_training_jobs_index_id_indexes"), ondelete="CASCADE"
+            ["index_id"],
+            ["indexes.id"],
+            name=op.f("fk_training_jobs_index_id_indexes"),
+            ondelete="CASCADE",
         ),
         sa.PrimaryKeyConstraint("index_id", name=op.f("pk_training_jobs")),
         comment="The last training of each index that was ever asked for, and how far it is",
@@ -177,11 +208,17 @@ def _create_training_jobs() -> None:
 def _create_trainings() -> None:
     op.create_table(
         "trainings",
-        sa.Column("id", sa.BigInteger(), sa.Identity(), nullable=False, comment="Number of the training"),
+        sa.Column(
+            "id", sa.BigInteger(), sa.Identity(), nullable=False, comment="Number of the training"
+        ),
         sa.Column("index_id", sa.UUID(), nullable=False, comment="The index that was trained"),
         sa.Column("started_at", _TIME, nullable=False, comment="When the training began"),
         sa.Column(
-            "finished_at", _TIME, server_default=sa.text("now()"), nullable=False, comment="When the training ended"
+            "finished_at",
+            _TIME,
+            server_default=sa.text("now()"),
+            nullable=False,
+            comment="When the training ended",
         ),
         sa.Column("outcome", sa.Text(), nullable=False, comment="succeeded, failed or interrupted"),
         sa.Column("failure", sa.Text(), comment="Why it failed; null when it did not"),
@@ -191,15 +228,22 @@ def _create_trainings() -> None:
             sa.BigInteger(),
             comment="Number of items when it began to build; null when it did not get there",
         ),
-        sa.Column("n_lists", sa.Integer(), comment="IVF lists it made; null when it did not get there"),
-        sa.Column("encoder_version", sa.SmallInteger(), comment="Version of the encoder it built for"),
+        sa.Column(
+            "n_lists", sa.Integer(), comment="IVF lists it made; null when it did not get there"
+        ),
+        sa.Column(
+            "encoder_version", sa.SmallInteger(), comment="Version of the encoder it built for"
+        ),
         sa.Column(
             "recall",
             sa.Double(),
             comment="Measured recall@10 at the default target; null when it was not measured",
         ),
         sa.ForeignKeyConstraint(
-            ["index_id"], ["indexes.id"], name=op.f("fk_trainings_index_id_indexes"), ondelete="CASCADE"
+            ["index_id"],
+            ["indexes.id"],
+            name=op.f("fk_trainings_index_id_indexes"),
+            ondelete="CASCADE",
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_trainings")),
         comment="Every training that has ended, the newest with the highest number",

@@ -1,8 +1,9 @@
 """Blind-index tokens of metadata, with a GIN index, and the sealed metadata schema.
 
-`fastupdate` is off: with it on, new entries wait in a list that every search reads from end to end. Tokens are
-hashes, so they are never compressed. They get no statistics either: the most common tokens of a column tell how often
-each value occurs, and no plan needs them. Partitions do not inherit that setting; the service repeats it for each.
+`fastupdate` is off: with it on, new entries wait in a list that every search reads from end to end.
+Tokens are hashes, so they are never compressed. They get no statistics either: the most common
+tokens of a column tell how often each value occurs, and no plan needs them. Partitions do not
+inherit that setting; the service repeats it for each.
 
 Revision ID: 0003
 Revises: 0002
@@ -38,7 +39,11 @@ def upgrade() -> None:
     op.execute("ALTER TABLE items ALTER COLUMN tokens SET STORAGE EXTERNAL")
     op.execute("ALTER TABLE items ALTER COLUMN tokens SET STATISTICS 0")
     op.create_index(
-        "ix_items_tokens", "items", ["tokens"], postgresql_using="gin", postgresql_with={"fastupdate": "off"}
+        "ix_items_tokens",
+        "items",
+        ["tokens"],
+        postgresql_using="gin",
+        postgresql_with={"fastupdate": "off"},
     )
 
 

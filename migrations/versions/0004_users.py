@@ -1,7 +1,7 @@
 """Users of an index: for each permission a key of the index, wrapped under the key in the user's token.
 
-The primary key begins with the index, as everywhere, so that tables can be distributed by it; a token names its user
-alone, which has an index of its own.
+The primary key begins with the index, as everywhere, so that tables can be distributed by it; a
+token names its user alone, which has an index of its own.
 
 Revision ID: 0004
 Revises: 0003
@@ -21,7 +21,12 @@ def upgrade() -> None:
     op.create_table(
         "users",
         sa.Column("index_id", sa.UUID(), nullable=False, comment="The index the user belongs to"),
-        sa.Column("user_id", postgresql.BYTEA(), nullable=False, comment="Random name of the user, part of its token"),
+        sa.Column(
+            "user_id",
+            postgresql.BYTEA(),
+            nullable=False,
+            comment="Random name of the user, part of its token",
+        ),
         sa.Column(
             "wrapped_read_key",
             postgresql.BYTEA(),
@@ -40,7 +45,8 @@ def upgrade() -> None:
             comment="When the user was made",
         ),
         sa.CheckConstraint(
-            "wrapped_read_key IS NOT NULL OR wrapped_write_key IS NOT NULL", name=op.f("ck_users_permission")
+            "wrapped_read_key IS NOT NULL OR wrapped_write_key IS NOT NULL",
+            name=op.f("ck_users_permission"),
         ),
         sa.ForeignKeyConstraint(
             ["index_id"], ["indexes.id"], name=op.f("fk_users_index_id_indexes"), ondelete="CASCADE"

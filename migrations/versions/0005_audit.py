@@ -1,14 +1,17 @@
 """The audit log, views for whoever owns the database, and rate limits.
 
-`audit_log` is partitioned by month. A trigger numbers and chains each entry as it is inserted: an entry belongs to one
-of several chains, takes the next position in it, and its hash covers that of the entry before. One chain would make
-all writers wait for each other; so each takes a chain that no other transaction holds, as the counts of items do.
+`audit_log` is partitioned by month. A trigger numbers and chains each entry as it is inserted: an
+entry belongs to one of several chains, takes the next position in it, and its hash covers that of
+the entry before. One chain would make all writers wait for each other; so each takes a chain that
+no other transaction holds, as the counts of items do.
 
-Entries cannot be updated, deleted or truncated; `sealdex_views.audit_problems` finds what was changed all the same.
-`sealdex_views.drop_audit_before` is the one way to let go of old months; the chains remember where they begin since.
+Entries cannot be updated, deleted or truncated; `sealdex_views.audit_problems` finds what was
+changed all the same. `sealdex_views.drop_audit_before` is the one way to let go of old months; the
+chains remember where they begin since.
 
-The schema `sealdex_views` is for the role `sealdex_auditor`, which can read its views and nothing else. Views that
-later migrations put there are readable by that role, too (ALTER DEFAULT PRIVILEGES).
+The schema `sealdex_views` is for the role `sealdex_auditor`, which can read its views and nothing
+else. Views that later migrations put there are readable by that role, too (ALTER DEFAULT
+PRIVILEGES).
 
 Revision ID: 0005
 Revises: 0004
@@ -314,7 +317,9 @@ _GRANTS = """
 def upgrade() -> None:
     _create_rate_limits()
     op.execute("CREATE SCHEMA sealdex_views")
-    op.execute("COMMENT ON SCHEMA sealdex_views IS 'Views on Sealdex for whoever owns the database; need no keys'")
+    op.execute(
+        "COMMENT ON SCHEMA sealdex_views IS 'Views on Sealdex for whoever owns the database; need no keys'"
+    )
     _create_chains()
     _create_log()
     for statement in (_HASH, _CHAIN_ENTRY, _REFUSE, _ADD_PARTITIONS, _DROP_BEFORE):
@@ -369,7 +374,11 @@ def _create_chains() -> None:
             comment="Number of the chain; writers at work at the same time use different ones",
         ),
         sa.Column(
-            "position", sa.BigInteger(), server_default="0", nullable=False, comment="Position of the last entry"
+            "position",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="Position of the last entry",
         ),
         sa.Column(
             "hash",
@@ -401,7 +410,13 @@ def _create_chains() -> None:
 def _create_log() -> None:
     op.create_table(
         "audit_log",
-        sa.Column("chain", sa.Integer(), autoincrement=False, nullable=False, comment="The chain of this entry"),
+        sa.Column(
+            "chain",
+            sa.Integer(),
+            autoincrement=False,
+            nullable=False,
+            comment="The chain of this entry",
+        ),
         sa.Column(
             "position",
             sa.BigInteger(),
@@ -416,7 +431,12 @@ def _create_log() -> None:
             nullable=False,
             comment="When the transaction of the change began; decides the partition",
         ),
-        sa.Column("caller", sa.Text(), nullable=False, comment="Who: root, user and its id, open, or operator"),
+        sa.Column(
+            "caller",
+            sa.Text(),
+            nullable=False,
+            comment="Who: root, user and its id, open, or operator",
+        ),
         sa.Column("key_id", sa.Text(), comment="Keyed fingerprint of the index key that was used"),
         sa.Column("operation", sa.Text(), nullable=False, comment="What was done"),
         sa.Column("index_id", sa.UUID(), comment="To which index"),
@@ -425,17 +445,25 @@ def _create_log() -> None:
         sa.Column("request_id", sa.Text(), nullable=False, comment="X-Request-Id of the request"),
         sa.Column("outcome", sa.Text(), nullable=False, comment="done, refused or failed"),
         sa.Column(
-            "previous_hash", postgresql.BYTEA(), nullable=False, comment="Hash of the entry before; empty at first"
+            "previous_hash",
+            postgresql.BYTEA(),
+            nullable=False,
+            comment="Hash of the entry before; empty at first",
         ),
         sa.Column(
-            "hash", postgresql.BYTEA(), nullable=False, comment="SHA-256 over previous_hash and the columns before it"
+            "hash",
+            postgresql.BYTEA(),
+            nullable=False,
+            comment="SHA-256 over previous_hash and the columns before it",
         ),
         sa.PrimaryKeyConstraint("chain", "position", "recorded_at", name=op.f("pk_audit_log")),
         comment="Append-only: who changed what, written in the transaction of the change. No key, no plaintext",
         postgresql_partition_by="RANGE (recorded_at)",
     )
     op.execute("CREATE TABLE audit_log_default (LIKE audit_log INCLUDING ALL)")
-    op.execute("COMMENT ON TABLE audit_log_default IS 'Entries for which no month was made in time; normally empty'")
+    op.execute(
+        "COMMENT ON TABLE audit_log_default IS 'Entries for which no month was made in time; normally empty'"
+    )
     op.execute("ALTER TABLE audit_log ATTACH PARTITION audit_log_default DEFAULT")
 
 

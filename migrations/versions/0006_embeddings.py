@@ -17,7 +17,9 @@ def upgrade() -> None:
     op.add_column(
         "indexes",
         sa.Column(
-            "embedding_weights", sa.Text(), comment="SHA-256 of the weights of that model when the index was created"
+            "embedding_weights",
+            sa.Text(),
+            comment="SHA-256 of the weights of that model when the index was created",
         ),
     )
 

@@ -17,7 +17,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import make_url
 
-from app.main import create_app
+from app.server.application import create_app
 from app.settings import Settings
 
 KEY = bytes(range(32)).hex()
@@ -47,7 +47,9 @@ class RemoteIndex:
         return await self.post_bytes(route, body.encode())
 
     async def post_bytes(self, route: str, body: bytes) -> httpx.Response:
-        return await self.client.post(f"/v1/{route}", content=body, headers={"Content-Type": "application/json"})
+        return await self.client.post(
+            f"/v1/{route}", content=body, headers={"Content-Type": "application/json"}
+        )
 
 
 @asynccontextmanager
@@ -55,7 +57,10 @@ async def serve(settings: Settings, *middleware: Middleware) -> AsyncIterator[ht
     """Give a client of an application with `settings`; an exception in the application is its 500."""
     app = create_app(settings, middleware)
     transport = httpx.ASGITransport(cast("Any", app), raise_app_exceptions=False)
-    async with app.lifespan(), httpx.AsyncClient(transport=transport, base_url="http://sealdex") as client:
+    async with (
+        app.lifespan(),
+        httpx.AsyncClient(transport=transport, base_url="http://sealdex") as client,
+    ):
         yield client
 
 
@@ -70,7 +75,9 @@ def module_dsn(server_dsn: str, template_dsn: str) -> Iterator[Callable[[], str]
             template = str(conninfo_to_dict(template_dsn)["dbname"])
             statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
             admin.execute(statement.format(sql.Identifier(names[-1]), sql.Identifier(template)))
-            return make_url(template_dsn).set(database=names[-1]).render_as_string(hide_password=False)
+            return (
+                make_url(template_dsn).set(database=names[-1]).render_as_string(hide_password=False)
+            )
 
         yield clone
         for name in names:

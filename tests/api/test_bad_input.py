@@ -46,7 +46,9 @@ def check_error(answer: httpx.Response, *statuses: int) -> list[dict[str, Any]]:
     return problems
 
 
-async def post(client: httpx.AsyncClient, route: str, body: bytes, **headers: str) -> httpx.Response:
+async def post(
+    client: httpx.AsyncClient, route: str, body: bytes, **headers: str
+) -> httpx.Response:
     sent = JSON | {name.replace("_", "-"): value for name, value in headers.items()}
     return await client.post(f"/v1/{route}", content=body, headers=sent)
 
@@ -77,7 +79,9 @@ NO_JSON = {
 
 
 @pytest.mark.parametrize("body", NO_JSON.values(), ids=NO_JSON)
-async def test_a_body_that_is_no_json_is_json_invalid(client: httpx.AsyncClient, body: bytes) -> None:
+async def test_a_body_that_is_no_json_is_json_invalid(
+    client: httpx.AsyncClient, body: bytes
+) -> None:
     (problem,) = check_error(await post(client, "indexes/describe", body), 422)
     assert problem["type"] == "json_invalid"
 
@@ -101,10 +105,14 @@ async def test_every_route_wants_an_index_name(client: httpx.AsyncClient, route:
     assert problem == {"type": "missing", "loc": ["body", "index_name"], "msg": "Field required"}
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "json", "text/json", ""])
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "application/x-www-form-urlencoded", "json", "text/json", ""]
+)
 async def test_json_must_be_announced(client: httpx.AsyncClient, content_type: str) -> None:
     body = json.dumps({"index_name": "a", "index_key": KEY}).encode()
-    answer = await client.post("/v1/vectors/list_ids", content=body, headers={"Content-Type": content_type})
+    answer = await client.post(
+        "/v1/vectors/list_ids", content=body, headers={"Content-Type": content_type}
+    )
     (problem,) = check_error(answer, 422)
     assert problem["type"] == "model_attributes_type"
 
@@ -129,19 +137,44 @@ WRONG_TYPES: dict[str, tuple[str, dict[str, Any], str, list[Any]]] = {
     "key is a list": ("indexes/describe", {"index_key": [KEY]}, "string_type", ["index_key"]),
     "dimension is text": ("indexes/create", {"dimension": "3"}, "int_type", ["dimension"]),
     "dimension is true": ("indexes/create", {"dimension": True}, "int_type", ["dimension"]),
-    "dimension is a fraction": ("indexes/create", {"dimension": 2.5}, "int_from_float", ["dimension"]),
+    "dimension is a fraction": (
+        "indexes/create",
+        {"dimension": 2.5},
+        "int_from_float",
+        ["dimension"],
+    ),
     "dimension is a list": ("indexes/create", {"dimension": [3]}, "int_type", ["dimension"]),
     "metric is a number": ("indexes/create", {"metric": 1}, "string_type", ["metric"]),
-    "precision is unknown": ("indexes/create", {"storage_precision": "int8"}, "literal_error", ["storage_precision"]),
-    "precision is tq2": ("indexes/create", {"storage_precision": "tq2"}, "literal_error", ["storage_precision"]),
-    "precision is empty": ("indexes/create", {"storage_precision": ""}, "literal_error", ["storage_precision"]),
+    "precision is unknown": (
+        "indexes/create",
+        {"storage_precision": "int8"},
+        "literal_error",
+        ["storage_precision"],
+    ),
+    "precision is tq2": (
+        "indexes/create",
+        {"storage_precision": "tq2"},
+        "literal_error",
+        ["storage_precision"],
+    ),
+    "precision is empty": (
+        "indexes/create",
+        {"storage_precision": ""},
+        "literal_error",
+        ["storage_precision"],
+    ),
     "precision in capitals": (
         "indexes/create",
         {"storage_precision": "FLOAT32"},
         "literal_error",
         ["storage_precision"],
     ),
-    "index_config is text": ("indexes/create", {"index_config": "ivf"}, "dict_type", ["index_config"]),
+    "index_config is text": (
+        "indexes/create",
+        {"index_config": "ivf"},
+        "dict_type",
+        ["index_config"],
+    ),
     "legacy dimension is text": (
         "indexes/create",
         {"index_config": {"dimension": "3"}},
@@ -155,16 +188,46 @@ WRONG_TYPES: dict[str, tuple[str, dict[str, Any], str, list[Any]]] = {
         ["index_config", "dimension"],
     ),
     "sketch_bits is true": ("indexes/create", {"sketch_bits": True}, "int_type", ["sketch_bits"]),
-    "sketch_noise is text": ("indexes/create", {"sketch_noise": "0.1"}, "float_type", ["sketch_noise"]),
+    "sketch_noise is text": (
+        "indexes/create",
+        {"sketch_noise": "0.1"},
+        "float_type",
+        ["sketch_noise"],
+    ),
     "no items": ("vectors/upsert", {}, "missing", ["items"]),
     "items is null": ("vectors/upsert", {"items": None}, "list_type", ["items"]),
     "items is an object": ("vectors/upsert", {"items": ITEM}, "list_type", ["items"]),
-    "item is null": ("vectors/upsert", {"items": [ITEM, None]}, "model_attributes_type", ["items", 1]),
+    "item is null": (
+        "vectors/upsert",
+        {"items": [ITEM, None]},
+        "model_attributes_type",
+        ["items", 1],
+    ),
     "item is text": ("vectors/upsert", {"items": ["a"]}, "model_attributes_type", ["items", 0]),
-    "item without id": ("vectors/upsert", {"items": [ITEM, {"vector": [1, 2, 3]}]}, "missing", ["items", 1, "id"]),
-    "id is a number": ("vectors/upsert", {"items": [{**ITEM, "id": 5}]}, "string_type", ["items", 0, "id"]),
-    "id is null": ("vectors/upsert", {"items": [{**ITEM, "id": None}]}, "string_type", ["items", 0, "id"]),
-    "vector is text": ("vectors/upsert", {"items": [{**ITEM, "vector": "123"}]}, "list_type", ["items", 0, "vector"]),
+    "item without id": (
+        "vectors/upsert",
+        {"items": [ITEM, {"vector": [1, 2, 3]}]},
+        "missing",
+        ["items", 1, "id"],
+    ),
+    "id is a number": (
+        "vectors/upsert",
+        {"items": [{**ITEM, "id": 5}]},
+        "string_type",
+        ["items", 0, "id"],
+    ),
+    "id is null": (
+        "vectors/upsert",
+        {"items": [{**ITEM, "id": None}]},
+        "string_type",
+        ["items", 0, "id"],
+    ),
+    "vector is text": (
+        "vectors/upsert",
+        {"items": [{**ITEM, "vector": "123"}]},
+        "list_type",
+        ["items", 0, "vector"],
+    ),
     "element is text": (
         "vectors/upsert",
         {"items": [{**ITEM, "vector": [1, 2, "3"]}]},
@@ -213,38 +276,93 @@ WRONG_TYPES: dict[str, tuple[str, dict[str, Any], str, list[Any]]] = {
         "dict_type",
         ["items", 0, "metadata"],
     ),
-    "query vector is text": ("vectors/query", {"query_vectors": "1,2"}, "list_type", ["query_vectors"]),
-    "query vector is an object": ("vectors/query", {"query_vectors": {"0": 1}}, "list_type", ["query_vectors"]),
-    "query element is text": ("vectors/query", {"query_vectors": [1, "2", 3]}, "float_type", ["query_vectors", 1]),
-    "query element is true": ("vectors/query", {"query_vectors": [1, True, 3]}, "float_type", ["query_vectors", 1]),
+    "query vector is text": (
+        "vectors/query",
+        {"query_vectors": "1,2"},
+        "list_type",
+        ["query_vectors"],
+    ),
+    "query vector is an object": (
+        "vectors/query",
+        {"query_vectors": {"0": 1}},
+        "list_type",
+        ["query_vectors"],
+    ),
+    "query element is text": (
+        "vectors/query",
+        {"query_vectors": [1, "2", 3]},
+        "float_type",
+        ["query_vectors", 1],
+    ),
+    "query element is true": (
+        "vectors/query",
+        {"query_vectors": [1, True, 3]},
+        "float_type",
+        ["query_vectors", 1],
+    ),
     "query element of a row": (
         "vectors/query",
         {"query_vectors": [[1, "2", 3]]},
         "float_type",
         ["query_vectors", 0, 1],
     ),
-    "rows and numbers": ("vectors/query", {"query_vectors": [[1, 2, 3], 4]}, "list_type", ["query_vectors", 1]),
-    "numbers and rows": ("vectors/query", {"query_vectors": [4, [1, 2, 3]]}, "list_type", ["query_vectors", 0]),
-    "three levels": ("vectors/query", {"query_vectors": [[[1, 2, 3]]]}, "float_type", ["query_vectors", 0, 0]),
-    "query text is a number": ("vectors/query", {"query_contents": 5}, "string_type", ["query_contents"]),
+    "rows and numbers": (
+        "vectors/query",
+        {"query_vectors": [[1, 2, 3], 4]},
+        "list_type",
+        ["query_vectors", 1],
+    ),
+    "numbers and rows": (
+        "vectors/query",
+        {"query_vectors": [4, [1, 2, 3]]},
+        "list_type",
+        ["query_vectors", 0],
+    ),
+    "three levels": (
+        "vectors/query",
+        {"query_vectors": [[[1, 2, 3]]]},
+        "float_type",
+        ["query_vectors", 0, 0],
+    ),
+    "query text is a number": (
+        "vectors/query",
+        {"query_contents": 5},
+        "string_type",
+        ["query_contents"],
+    ),
     "top_k is text": ("vectors/query", {"top_k": "5"}, "int_type", ["top_k"]),
     "top_k is true": ("vectors/query", {"top_k": True}, "int_type", ["top_k"]),
     "top_k is a fraction": ("vectors/query", {"top_k": 1.5}, "int_from_float", ["top_k"]),
     "n_probes is text": ("vectors/query", {"n_probes": "1"}, "int_type", ["n_probes"]),
     "n_probes is a fraction": ("vectors/query", {"n_probes": 0.5}, "int_from_float", ["n_probes"]),
     "rerank_mult is false": ("vectors/query", {"rerank_mult": False}, "int_type", ["rerank_mult"]),
-    "rerank_mult is a fraction": ("vectors/query", {"rerank_mult": 2.5}, "int_from_float", ["rerank_mult"]),
+    "rerank_mult is a fraction": (
+        "vectors/query",
+        {"rerank_mult": 2.5},
+        "int_from_float",
+        ["rerank_mult"],
+    ),
     "greedy is text": ("vectors/query", {"greedy": "yes"}, "bool_type", ["greedy"]),
     "filters is a list": ("vectors/query", {"filters": []}, "dict_type", ["filters"]),
     "filters is text": ("vectors/query", {"filters": "a = 1"}, "dict_type", ["filters"]),
     "include is null": ("vectors/query", {"include": None}, "list_type", ["include"]),
     "include is text": ("vectors/query", {"include": "distance"}, "list_type", ["include"]),
-    "include holds a number": ("vectors/query", {"include": ["distance", 1]}, "string_type", ["include", 1]),
+    "include holds a number": (
+        "vectors/query",
+        {"include": ["distance", 1]},
+        "string_type",
+        ["include", 1],
+    ),
     "get without ids": ("vectors/get", {}, "missing", ["ids"]),
     "get with null": ("vectors/get", {"ids": None}, "list_type", ["ids"]),
     "get with text": ("vectors/get", {"ids": "a"}, "list_type", ["ids"]),
     "get with a number": ("vectors/get", {"ids": ["a", 1]}, "string_type", ["ids", 1]),
-    "get with include null": ("vectors/get", {"ids": ["a"], "include": None}, "list_type", ["include"]),
+    "get with include null": (
+        "vectors/get",
+        {"ids": ["a"], "include": None},
+        "list_type",
+        ["include"],
+    ),
     "no batch": ("vectors/upsert_binary", {}, "missing", ["batch"]),
     "batch is a list": ("vectors/upsert_binary", {"batch": [ITEM]}, "dict_type", ["batch"]),
     "batch without ids": (
@@ -305,7 +423,19 @@ async def test_a_field_of_a_wrong_type_is_named(
     assert (problem["type"], problem["loc"]) == (kind, ["body", *loc])
 
 
-NO_NUMBERS = ["NaN", "Infinity", "-Infinity", "1e400", "-1e400", "01", "1.", ".5", "+1", "0x10", "9" * 400]
+NO_NUMBERS = [
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e400",
+    "-1e400",
+    "01",
+    "1.",
+    ".5",
+    "+1",
+    "0x10",
+    "9" * 400,
+]
 
 
 @pytest.mark.parametrize("number", NO_NUMBERS)
@@ -317,14 +447,18 @@ NO_NUMBERS = ["NaN", "Infinity", "-Infinity", "1e400", "-1e400", "01", "1.", ".5
         ("vectors/query", '"query_vectors":[[1,%s,3]]'),
     ],
 )
-async def test_a_vector_holds_nothing_but_finite_numbers(index: Any, route: str, fields: str, number: str) -> None:
+async def test_a_vector_holds_nothing_but_finite_numbers(
+    index: Any, route: str, fields: str, number: str
+) -> None:
     check_error(await index.post_text(route, fields % number), 400, 422)
     assert (await index.post("vectors/num_vectors")).json() == {"result": 0}
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", "9" * 5000])
 @pytest.mark.parametrize("metadata", ['{"x":%s}', '{"x":[%s]}', '{"x":{"y":%s}}'])
-async def test_metadata_holds_nothing_but_finite_numbers(index: Any, metadata: str, number: str) -> None:
+async def test_metadata_holds_nothing_but_finite_numbers(
+    index: Any, metadata: str, number: str
+) -> None:
     item = '"items":[{"id":"a","vector":[1,2,3],"metadata":' + metadata % number + "}]"
     check_error(await index.post_text("vectors/upsert", item), 400, 422)
 
@@ -332,7 +466,11 @@ async def test_metadata_holds_nothing_but_finite_numbers(index: Any, metadata: s
 @pytest.mark.parametrize("number", ["NaN", "1e400", "9" * 5000])
 @pytest.mark.parametrize("name", ["top_k", "n_probes", "rerank_mult"])
 async def test_a_count_is_a_finite_number(index: Any, name: str, number: str) -> None:
-    check_error(await index.post_text("vectors/query", f'"query_vectors":[1,2,3],"{name}":{number}'), 400, 422)
+    check_error(
+        await index.post_text("vectors/query", f'"query_vectors":[1,2,3],"{name}":{number}'),
+        400,
+        422,
+    )
 
 
 # ---------------------------------------------------------------- well-formed, but refused
@@ -391,7 +529,9 @@ BAD_QUERIES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("fields", BAD_QUERIES.values(), ids=BAD_QUERIES)
 @pytest.mark.parametrize("is_filled", [False, True], ids=["empty index", "filled index"])
-async def test_a_query_that_cannot_be_answered_is_refused(index: Any, fields: dict[str, Any], is_filled: bool) -> None:
+async def test_a_query_that_cannot_be_answered_is_refused(
+    index: Any, fields: dict[str, Any], is_filled: bool
+) -> None:
     if is_filled:
         assert (await index.post("vectors/upsert", items=[ITEM])).status_code == 200
     check_error(await index.post("vectors/query", **({"query_vectors": [1, 2, 3]} | fields)), 400)
@@ -440,15 +580,21 @@ BAD_INDEXES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("precision", ["tq12", "tq8", "tq6", "tq4"])
-async def test_a_precision_that_is_not_offered_is_told_which_are(client: httpx.AsyncClient, precision: str) -> None:
+async def test_a_precision_that_is_not_offered_is_told_which_are(
+    client: httpx.AsyncClient, precision: str
+) -> None:
     body = {"index_name": "not made", "index_key": KEY, "storage_precision": precision}
     answer = await client.post("/v1/indexes/create", json=body)
     check_error(answer, 400)
-    assert answer.json() == {"detail": f"storage_precision {precision} is not offered: choose float32 or float16"}
+    assert answer.json() == {
+        "detail": f"storage_precision {precision} is not offered: choose float32 or float16"
+    }
 
 
 @pytest.mark.parametrize("fields", BAD_INDEXES.values(), ids=BAD_INDEXES)
-async def test_an_index_that_cannot_be_is_refused(client: httpx.AsyncClient, fields: dict[str, Any]) -> None:
+async def test_an_index_that_cannot_be_is_refused(
+    client: httpx.AsyncClient, fields: dict[str, Any]
+) -> None:
     body = {"index_name": "not made", "index_key": OTHER_KEY, **fields}
     check_error(await client.post("/v1/indexes/create", json=body), 400)
     assert body["index_name"] not in (await client.get("/v1/indexes/list")).json()["indexes"]
@@ -482,7 +628,9 @@ BAD_KEYS = {
 
 @pytest.mark.parametrize("route", ROUTES[1:])
 @pytest.mark.parametrize(("key", "status"), BAD_KEYS.values(), ids=BAD_KEYS)
-async def test_a_bad_index_key_opens_nothing(index: Any, route: str, key: str | None, status: int) -> None:
+async def test_a_bad_index_key_opens_nothing(
+    index: Any, route: str, key: str | None, status: int
+) -> None:
     check_error(await index.post(route, index_key=key, **WHOLE), status)
     assert (await index.post("vectors/num_vectors")).json() == {"result": 0}
 
@@ -494,9 +642,12 @@ async def test_a_key_is_the_same_in_upper_case(index: Any) -> None:
 
 @pytest.mark.parametrize("route", ROUTES[1:])
 @pytest.mark.parametrize(
-    ("name", "status"), [("", 400), ("no such index", 404), ("a\0b", 404), ("x" * 10_000, 404), ("\U0001f512", 404)]
+    ("name", "status"),
+    [("", 400), ("no such index", 404), ("a\0b", 404), ("x" * 10_000, 404), ("\U0001f512", 404)],
 )
-async def test_an_unknown_index_is_not_found(client: httpx.AsyncClient, route: str, name: str, status: int) -> None:
+async def test_an_unknown_index_is_not_found(
+    client: httpx.AsyncClient, route: str, name: str, status: int
+) -> None:
     answer = await client.post(f"/v1/{route}", json={"index_name": name, "index_key": KEY, **WHOLE})
     check_error(answer, status)
     # A client's deletion of an index counts this text as done.

@@ -15,8 +15,15 @@ def packed(vectors: ArrayLike) -> str:
     return base64.b64encode(np.asarray(vectors, "<f4").tobytes()).decode()
 
 
-async def upsert(index: RemoteIndex, ids: list[str], vectors: ArrayLike, **fields: Any) -> httpx.Response:
-    batch = {"ids": ids, "vectors_b64": packed(vectors), "dimension": np.shape(vectors)[1], **fields}
+async def upsert(
+    index: RemoteIndex, ids: list[str], vectors: ArrayLike, **fields: Any
+) -> httpx.Response:
+    batch = {
+        "ids": ids,
+        "vectors_b64": packed(vectors),
+        "dimension": np.shape(vectors)[1],
+        **fields,
+    }
     return await index.post("vectors/upsert_binary", batch=batch)
 
 
@@ -40,9 +47,15 @@ async def test_packed_and_listed_vectors_are_the_same_item(index: RemoteIndex) -
     vectors = rng.standard_normal((50, 3)).astype(np.float32)
     ids = [f"{n}" for n in range(50)]
     await upsert(index, ids, vectors)
-    listed = await index.post("vectors/query", query_vectors=vectors[:4].tolist(), top_k=5, include=["distance"])
-    assert listed.json()["results"] == await query(index, vectors[:4], top_k=5, include=["distance"])
-    one = await index.post("vectors/query", query_vectors=vectors[:1].tolist(), top_k=5, include=["distance"])
+    listed = await index.post(
+        "vectors/query", query_vectors=vectors[:4].tolist(), top_k=5, include=["distance"]
+    )
+    assert listed.json()["results"] == await query(
+        index, vectors[:4], top_k=5, include=["distance"]
+    )
+    one = await index.post(
+        "vectors/query", query_vectors=vectors[:1].tolist(), top_k=5, include=["distance"]
+    )
     assert one.json()["results"] == await query(index, vectors[:1], top_k=5, include=["distance"])
 
 
@@ -69,7 +82,9 @@ async def test_what_the_parallel_lists_lack_is_absent(
     index: RemoteIndex, fields: dict[str, Any], expected: list[tuple[str, dict[str, Any]]]
 ) -> None:
     assert (await upsert(index, ["a", "b"], [[1, 2, 3], [4, 5, 6]], **fields)).status_code == 200
-    got = (await index.post("vectors/get", ids=["a", "b"], include=["contents", "metadata"])).json()["results"]
+    got = (
+        await index.post("vectors/get", ids=["a", "b"], include=["contents", "metadata"])
+    ).json()["results"]
     assert [(item["contents"], item["metadata"]) for item in got] == expected
 
 
@@ -106,7 +121,9 @@ BAD_VECTORS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("route", ["vectors/upsert_binary", "vectors/query_binary"])
 @pytest.mark.parametrize("batch", BAD_VECTORS.values(), ids=BAD_VECTORS)
-async def test_what_is_packed_wrongly_is_refused(index: RemoteIndex, route: str, batch: dict[str, Any]) -> None:
+async def test_what_is_packed_wrongly_is_refused(
+    index: RemoteIndex, route: str, batch: dict[str, Any]
+) -> None:
     answer = await index.post(route, batch={"ids": ["a"], "dimension": 3, **batch})
     assert answer.status_code == 400, answer.text
     assert list(answer.json()) == ["detail"]

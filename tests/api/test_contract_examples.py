@@ -9,16 +9,23 @@ import pytest
 
 EXAMPLES = json.loads((Path(__file__).parent / "examples.json").read_text())
 
-# Exchanges of what is not served yet, by the start of their id. Whoever serves one deletes its line.
+# Exchanges of what is not served yet, by the start of their id. Whoever serves one deletes its
+# line.
 NOT_SERVED = {
     "upsert-train": "its body is described only; test_training.py sends one",
 }
 
-SERVED = [exchange for exchange in EXAMPLES["exchanges"] if not exchange["id"].startswith(tuple(NOT_SERVED))]
+SERVED = [
+    exchange
+    for exchange in EXAMPLES["exchanges"]
+    if not exchange["id"].startswith(tuple(NOT_SERVED))
+]
 
 
 @pytest.fixture(scope="module")
-def servers(client: httpx.AsyncClient, guarded_client: httpx.AsyncClient) -> dict[str, httpx.AsyncClient]:
+def servers(
+    client: httpx.AsyncClient, guarded_client: httpx.AsyncClient
+) -> dict[str, httpx.AsyncClient]:
     return {"open": client, "root-key": guarded_client}
 
 
@@ -50,7 +57,11 @@ async def test_exchange(
 
 def test_every_exchange_is_replayed_or_has_a_reason_not_to_be() -> None:
     assert len(SERVED) >= 70
-    unused = [prefix for prefix in NOT_SERVED if not any(one["id"].startswith(prefix) for one in EXAMPLES["exchanges"])]
+    unused = [
+        prefix
+        for prefix in NOT_SERVED
+        if not any(one["id"].startswith(prefix) for one in EXAMPLES["exchanges"])
+    ]
     assert not unused
 
 
@@ -60,7 +71,9 @@ async def send(client: httpx.AsyncClient, request: dict[str, Any]) -> httpx.Resp
         body["content"] = request["raw_body"].encode()
     elif "body" in request:
         body["content"] = json.dumps(request["body"]).encode()
-    return await client.request(request["method"], request["path"], headers=request["headers"], **body)
+    return await client.request(
+        request["method"], request["path"], headers=request["headers"], **body
+    )
 
 
 def check_wanted(want: dict[str, Any], status: int, body: Any) -> None:
@@ -99,7 +112,9 @@ def shape(value: Any) -> Any:
     """Field names and types. `input` and `ctx` of a problem are left out: they echo what was sent."""
     match value:
         case dict():
-            return {name: shape(inner) for name, inner in value.items() if name not in {"input", "ctx"}}
+            return {
+                name: shape(inner) for name, inner in value.items() if name not in {"input", "ctx"}
+            }
         case list():
             return [shape(inner) for inner in value[:1]]
         case _:

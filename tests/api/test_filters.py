@@ -13,7 +13,11 @@ ITEMS = [
         "vector": [1, 2, 3],
         "metadata": {"name": "Alice", "tags": ["x", "y"], "age": 30, "loc": {"city": "Oslo"}},
     },
-    {"id": "b", "vector": [2, 2, 3], "metadata": {"name": "Bob", "tags": ["y"], "age": 40, "ok": False, "none": None}},
+    {
+        "id": "b",
+        "vector": [2, 2, 3],
+        "metadata": {"name": "Bob", "tags": ["y"], "age": 40, "ok": False, "none": None},
+    },
     {"id": "c", "vector": [3, 2, 3], "metadata": {"born": 1_767_225_600_000}},
     {"id": "d", "vector": [4, 2, 3]},
 ]
@@ -32,15 +36,23 @@ async def ids(index: RemoteIndex, **fields: Any) -> Any:
     return [result["id"] for result in answer.json()["results"]]
 
 
-async def test_a_filter_narrows_a_query_and_changes_neither_order_nor_distances(filled: RemoteIndex) -> None:
+async def test_a_filter_narrows_a_query_and_changes_neither_order_nor_distances(
+    filled: RemoteIndex,
+) -> None:
     include = ["distance", "metadata"]
     every = (await filled.post("vectors/query", **QUERY, include=include)).json()["results"]
-    some = (await filled.post("vectors/query", **QUERY, include=include, filters={"name": {"$exists": True}})).json()
+    some = (
+        await filled.post(
+            "vectors/query", **QUERY, include=include, filters={"name": {"$exists": True}}
+        )
+    ).json()
     assert some["results"] == every[:2]
 
 
 async def test_each_query_of_a_batch_is_filtered(filled: RemoteIndex) -> None:
-    answer = await filled.post("vectors/query", query_vectors=[[0, 0, 0], [9, 9, 9]], filters={"tags": "y"})
+    answer = await filled.post(
+        "vectors/query", query_vectors=[[0, 0, 0], [9, 9, 9]], filters={"tags": "y"}
+    )
     assert answer.json() == {"results": [[{"id": "a"}, {"id": "b"}], [{"id": "b"}, {"id": "a"}]]}
 
 
@@ -48,12 +60,16 @@ async def test_packed_queries_are_filtered_alike(filled: RemoteIndex) -> None:
     batch = {"vectors_b64": packed([[0, 0, 0], [9, 9, 9]]), "dimension": 3}
     answer = await filled.post("vectors/query_binary", batch=batch, filters={"tags": "y"})
     assert answer.json() == {"results": [[{"id": "a"}, {"id": "b"}], [{"id": "b"}, {"id": "a"}]]}
-    refused = await filled.post("vectors/query_binary", batch=batch, filters={"tags": {"$like": "y"}})
+    refused = await filled.post(
+        "vectors/query_binary", batch=batch, filters={"tags": {"$like": "y"}}
+    )
     assert (refused.status_code, "$like" in refused.text) == (400, True)
 
 
 async def test_dates_are_compared_as_epoch_milliseconds(filled: RemoteIndex) -> None:
-    assert await ids(filled, filters={"born": {"$gte": 1_767_225_600_000, "$lt": 1_798_761_600_000}}) == ["c"]
+    assert await ids(
+        filled, filters={"born": {"$gte": 1_767_225_600_000, "$lt": 1_798_761_600_000}}
+    ) == ["c"]
 
 
 @pytest.mark.parametrize("filters", [None, {}])
@@ -63,8 +79,14 @@ async def test_no_filter_is_no_filter(filled: RemoteIndex, filters: Any) -> None
 
 
 async def test_a_count_takes_a_filter(filled: RemoteIndex) -> None:
-    for filters, n_items in (({"tags": "y"}, 2), ({"age": {"$lt": 35}}, 1), ({"$not": {"name": "Bob"}}, 3)):
-        assert (await filled.post("vectors/num_vectors", filters=filters)).json() == {"result": n_items}
+    for filters, n_items in (
+        ({"tags": "y"}, 2),
+        ({"age": {"$lt": 35}}, 1),
+        ({"$not": {"name": "Bob"}}, 3),
+    ):
+        assert (await filled.post("vectors/num_vectors", filters=filters)).json() == {
+            "result": n_items
+        }
 
 
 async def test_a_count_of_an_empty_index_is_0(index: RemoteIndex) -> None:
@@ -73,7 +95,9 @@ async def test_a_count_of_an_empty_index_is_0(index: RemoteIndex) -> None:
 
 
 async def test_what_is_replaced_or_deleted_is_no_longer_found(filled: RemoteIndex) -> None:
-    await filled.post("vectors/upsert", items=[{"id": "a", "vector": [1, 2, 3], "metadata": {"name": "Carol"}}])
+    await filled.post(
+        "vectors/upsert", items=[{"id": "a", "vector": [1, 2, 3], "metadata": {"name": "Carol"}}]
+    )
     assert await ids(filled, filters={"name": "Alice"}) == []
     assert await ids(filled, filters={"name": "Carol"}) == ["a"]
     await filled.post("vectors/delete", ids=["a"])
@@ -94,7 +118,9 @@ async def test_a_filter_cannot_be_nested_deeper_than_1000(index: RemoteIndex, de
 
 
 def nested(depth: int) -> str:
-    return '"query_vectors":[0,0,0],"filters":' + '{"$not":' * depth + '{"name":"Bob"}' + "}" * depth
+    return (
+        '"query_vectors":[0,0,0],"filters":' + '{"$not":' * depth + '{"name":"Bob"}' + "}" * depth
+    )
 
 
 # What is wrong → filter, a part of the answer.
@@ -125,7 +151,10 @@ MALFORMED: dict[str, tuple[Any, str]] = {
     "$not of nothing": ({"f": {"$not": {}}}, "filters.f.$not: takes an object of operators"),
     "empty condition": ({"f": {}}, "filters.f: an empty condition"),
     "mixed": ({"f": {"$gt": 1, "a": 2}}, "filters.f: operators"),
-    "operator in a value": ({"f": {"a": {"$gt": 1}}}, "filters.f.a.$gt: an operator cannot stand inside a value"),
+    "operator in a value": (
+        {"f": {"a": {"$gt": 1}}},
+        "filters.f.a.$gt: an operator cannot stand inside a value",
+    ),
     "$gt text": ({"f": {"$gt": "2026-01-01"}}, "filters.f.$gt: takes a finite number"),
     "$gte true": ({"f": {"$gte": True}}, "filters.f.$gte: takes a finite number"),
     "$lt null": ({"f": {"$lt": None}}, "filters.f.$lt: takes a finite number"),
@@ -147,8 +176,14 @@ MALFORMED: dict[str, tuple[Any, str]] = {
     "$regex open group": ({"f": {"$regex": "(a"}}, "filters.f.$regex: no regular expression"),
     "$regex bad range": ({"f": {"$regex": "[z-a]"}}, "filters.f.$regex: no regular expression"),
     "$regex lookahead": ({"f": {"$regex": "a(?=b)"}}, "filters.f.$regex: no regular expression"),
-    "$regex huge": ({"f": {"$regex": "(a{1000}){1000}"}}, "filters.f.$regex: no regular expression"),
-    "deep inside": ({"$and": [{"$or": [{"$nor": [{"a.b": {"$foo": 1}}]}]}]}, "filters.$and[0].$or[0].$nor[0].a.b.$foo"),
+    "$regex huge": (
+        {"f": {"$regex": "(a{1000}){1000}"}},
+        "filters.f.$regex: no regular expression",
+    ),
+    "deep inside": (
+        {"$and": [{"$or": [{"$nor": [{"a.b": {"$foo": 1}}]}]}]},
+        "filters.$and[0].$or[0].$nor[0].a.b.$foo",
+    ),
 }
 
 
@@ -163,21 +198,31 @@ async def test_a_malformed_filter_is_refused_and_told_why(
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", "-1e400", "9" * 5_000])
-@pytest.mark.parametrize("filters", ['{"f":%s}', '{"f":{"$gt":%s}}', '{"$and":[{"f":{"$in":[1,%s]}}]}'])
-async def test_a_number_that_is_none_is_a_400(index: RemoteIndex, filters: str, number: str) -> None:
-    answer = await index.post_text("vectors/query", '"query_vectors":[1,2,3],"filters":' + filters % number)
+@pytest.mark.parametrize(
+    "filters", ['{"f":%s}', '{"f":{"$gt":%s}}', '{"$and":[{"f":{"$in":[1,%s]}}]}']
+)
+async def test_a_number_that_is_none_is_a_400(
+    index: RemoteIndex, filters: str, number: str
+) -> None:
+    answer = await index.post_text(
+        "vectors/query", '"query_vectors":[1,2,3],"filters":' + filters % number
+    )
     assert answer.status_code == 400, answer.text
     assert answer.json() == {"detail": "filters: every number must be finite"}
 
 
-@pytest.mark.parametrize("fields", ['"query_vectors":[NaN],"filters":{"f":1}', '"other":NaN,"filters":{"f":NaN}'])
+@pytest.mark.parametrize(
+    "fields", ['"query_vectors":[NaN],"filters":{"f":1}', '"other":NaN,"filters":{"f":NaN}']
+)
 async def test_a_number_that_is_none_elsewhere_is_a_422(index: RemoteIndex, fields: str) -> None:
     assert (await index.post_text("vectors/query", fields)).status_code == 422
 
 
 @pytest.mark.parametrize("filters", [[], "a = 1", 5, True])
 @pytest.mark.parametrize("route", ["query", "num_vectors"])
-async def test_filters_that_are_no_object_are_a_422(index: RemoteIndex, route: str, filters: Any) -> None:
+async def test_filters_that_are_no_object_are_a_422(
+    index: RemoteIndex, route: str, filters: Any
+) -> None:
     assert (await index.post(f"vectors/{route}", **QUERY, filters=filters)).status_code == 422
 
 
@@ -190,7 +235,9 @@ async def create(client: Any, schema: Any) -> tuple[RemoteIndex, Any]:
 
 
 async def test_a_schema_is_reported_with_every_key(client: Any) -> None:
-    index, answer = await create(client, {"a.b": {}, "c": {"filterable": False}, "d": {"pattern": True}})
+    index, answer = await create(
+        client, {"a.b": {}, "c": {"filterable": False}, "d": {"pattern": True}}
+    )
     assert answer.status_code == 200, answer.text
     expected = {
         "a.b": {"filterable": True, "pattern": False, "full_text": False},
@@ -220,13 +267,19 @@ async def test_an_index_without_a_schema_is_described_as_ever(client: Any, schem
 
 
 async def test_a_schema_never_changes_the_results_of_a_query(client: Any) -> None:
-    schema = {"name": {"filterable": False}, "tags": {"pattern": True}, "loc": {"filterable": False}}
+    schema = {
+        "name": {"filterable": False},
+        "tags": {"pattern": True},
+        "loc": {"filterable": False},
+    }
     index, _ = await create(client, schema)
     await index.post("vectors/upsert", items=ITEMS)
     assert await ids(index, filters={"name": "Bob"}) == ["b"]
     assert await ids(index, filters={"loc.city": "Oslo", "tags": "x"}) == ["a"]
     assert await ids(index, filters={"tags": {"$regex": "^[xz]$"}}) == ["a"]
-    assert (await index.post("vectors/num_vectors", filters={"name": {"$ne": "Bob"}})).json() == {"result": 1}
+    assert (await index.post("vectors/num_vectors", filters={"name": {"$ne": "Bob"}})).json() == {
+        "result": 1
+    }
 
 
 BAD_SCHEMAS: dict[str, Any] = {
@@ -265,7 +318,9 @@ async def test_a_schema_that_does_not_fit_is_a_422(client: Any, schema: Any) -> 
     ],
     ids=["full_text", "fields", "name"],
 )
-async def test_a_schema_that_cannot_be_honoured_is_a_400(client: Any, schema: Any, message: str) -> None:
+async def test_a_schema_that_cannot_be_honoured_is_a_400(
+    client: Any, schema: Any, message: str
+) -> None:
     _, answer = await create(client, schema)
     assert answer.status_code == 400
     assert message in answer.json()["detail"]

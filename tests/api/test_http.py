@@ -9,7 +9,9 @@ import pytest
 KEY = bytes(range(32)).hex()
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/v1", "/v1/nope", "/v1/indexes", "/v1/vectors/nope", "/v2/health"])
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/v1", "/v1/nope", "/v1/indexes", "/v1/vectors/nope", "/v2/health"]
+)
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 async def test_an_unknown_route_is_not_found_without_any_key(
     guarded_client: httpx.AsyncClient, method: str, path: str
@@ -48,7 +50,9 @@ async def test_a_wrong_method_is_told_the_right_one(
         ("POST", "/v1/indexes/create/", "/v1/indexes/create"),
     ],
 )
-async def test_a_trailing_slash_is_redirected(client: httpx.AsyncClient, method: str, path: str, location: str) -> None:
+async def test_a_trailing_slash_is_redirected(
+    client: httpx.AsyncClient, method: str, path: str, location: str
+) -> None:
     answer = await client.request(method, path)
     assert (answer.status_code, answer.headers["location"], answer.content) == (307, location, b"")
 
@@ -65,24 +69,33 @@ async def test_a_redirected_post_works_where_it_leads(index: Any) -> None:
 
 
 async def test_unknown_parameters_and_fields_are_ignored(index: Any) -> None:
-    answer = await index.post("vectors/num_vectors?verbose=1", surprise={"a": [1]}, query_vectors="later")
+    answer = await index.post(
+        "vectors/num_vectors?verbose=1", surprise={"a": [1]}, query_vectors="later"
+    )
     assert answer.json() == {"result": 0}
 
 
 async def test_the_last_of_two_equal_fields_counts(index: Any) -> None:
-    answer = await index.post_text("vectors/num_vectors", '"index_key":5,"index_key":"' + index.key + '"')
+    answer = await index.post_text(
+        "vectors/num_vectors", '"index_key":5,"index_key":"' + index.key + '"'
+    )
     assert answer.status_code == 422
-    answer = await index.post_text("vectors/num_vectors", '"index_key":"00","index_key":"' + index.key + '"')
+    answer = await index.post_text(
+        "vectors/num_vectors", '"index_key":"00","index_key":"' + index.key + '"'
+    )
     assert answer.json() == {"result": 0}
 
 
 @pytest.mark.parametrize(
-    "content_type", ["application/json; charset=utf-8", "APPLICATION/JSON", "application/vnd.sealdex+json"]
+    "content_type",
+    ["application/json; charset=utf-8", "APPLICATION/JSON", "application/vnd.sealdex+json"],
 )
 async def test_json_has_several_names(index: Any, content_type: str) -> None:
     body = f'{{"index_name":"{index.name}","index_key":"{index.key}"}}'
     answer = await index.client.post(
-        "/v1/vectors/num_vectors", content=body, headers={"Content-Type": content_type, "Content-Encoding": "identity"}
+        "/v1/vectors/num_vectors",
+        content=body,
+        headers={"Content-Type": content_type, "Content-Encoding": "identity"},
     )
     assert answer.json() == {"result": 0}
 
@@ -97,7 +110,9 @@ async def test_health_has_exactly_its_three_fields(guarded_client: httpx.AsyncCl
 
 
 @pytest.mark.parametrize("path", ["/v1/health", "/v1/nope", "/v1/indexes/create", "/v1/health/"])
-async def test_every_answer_is_named_as_the_client_names_it(client: httpx.AsyncClient, path: str) -> None:
+async def test_every_answer_is_named_as_the_client_names_it(
+    client: httpx.AsyncClient, path: str
+) -> None:
     answer = await client.get(path, headers={"X-Request-Id": "Trace_1.2-3"})
     assert answer.headers.get_list("x-request-id") == ["Trace_1.2-3"]
 
@@ -151,7 +166,9 @@ async def test_requests_beyond_the_limit_are_told_to_wait(service: Any) -> None:
     async with service(max_requests_in_work=2) as client:
         json_type = {"Content-Type": "application/json"}
         slow = [
-            asyncio.create_task(client.post("/v1/vectors/get", content=slow_body(), headers=json_type))
+            asyncio.create_task(
+                client.post("/v1/vectors/get", content=slow_body(), headers=json_type)
+            )
             for _ in range(2)
         ]
         await asyncio.sleep(0.05)

@@ -47,7 +47,10 @@ NULLS = dict.fromkeys(
         ({"embedding_model": "", "kms_name": "", "text_fields": [], "metadata_schema": {}}, PLAIN),
         ({"dimension": 0}, PLAIN),
         ({"dimension": 3.0, "metric": "cosine"}, PLAIN | {"dimension": 3, "metric": "cosine"}),
-        ({"storage_precision": "float16", "metric": "squared_euclidean"}, PLAIN | {"metric": "squared_euclidean"}),
+        (
+            {"storage_precision": "float16", "metric": "squared_euclidean"},
+            PLAIN | {"metric": "squared_euclidean"},
+        ),
         ({"dimension": 65_535}, PLAIN | {"dimension": 65_535}),
         ({"dimension": 8, "sketch_bits": 512, "sketch_noise": 0}, PLAIN | {"dimension": 8}),
     ],
@@ -62,17 +65,31 @@ async def test_an_index_is_described_in_exactly_five_fields(
     ("fields", "kind", "dimension", "metric"),
     [
         ({"index_config": {"type": "ivfflat", "dimension": 3}}, "ivfflat", 3, "euclidean"),
-        ({"index_config": {"type": "ivf", "dimension": 3, "metric": "cosine", "n_lists": 64}}, "ivf", 3, "cosine"),
-        ({"index_config": {"type": "ivfpq", "pq_dim": 8, "pq_bits": 8, "dimension": 3}}, "ivfpq", 3, "euclidean"),
         (
-            {"index_config": {"type": "ivfsq", "sq_bits": 8, "dimension": None}, "metric": "cosine"},
+            {"index_config": {"type": "ivf", "dimension": 3, "metric": "cosine", "n_lists": 64}},
+            "ivf",
+            3,
+            "cosine",
+        ),
+        (
+            {"index_config": {"type": "ivfpq", "pq_dim": 8, "pq_bits": 8, "dimension": 3}},
+            "ivfpq",
+            3,
+            "euclidean",
+        ),
+        (
+            {
+                "index_config": {"type": "ivfsq", "sq_bits": 8, "dimension": None},
+                "metric": "cosine",
+            },
             "ivfsq",
             0,
             "cosine",
         ),
         ({"index_config": {"dimension": 3}, "dimension": 4}, "ivfflat", 4, "euclidean"),
         ({"index_config": {}}, "ivfflat", 0, "euclidean"),
-        # So 0.12 creates an index without a configuration, and its describe fails without one all the same.
+        # So 0.12 creates an index without a configuration, and its describe fails without one all
+        # the same.
         ({"index_config": None}, "ivfflat", 0, "euclidean"),
         ({"index_config": {"type": "something new"}}, "ivfflat", 0, "euclidean"),
     ],
@@ -81,11 +98,18 @@ async def test_an_older_client_finds_its_index_config(
     client: httpx.AsyncClient, fields: dict[str, Any], kind: str, dimension: int, metric: str
 ) -> None:
     facts = {"dimension": dimension, "metric": metric, "n_lists": 1}
-    expected = {"is_trained": False, **facts, "index_type": kind, "index_config": {**facts, "type": kind}}
+    expected = {
+        "is_trained": False,
+        **facts,
+        "index_type": kind,
+        "index_config": {**facts, "type": kind},
+    }
     assert await create(client, **fields) == expected
 
 
-@pytest.mark.parametrize("name", ["with space", "a/b", "a.b", "ünïcödé 🔒", "x" * 255, "é" * 255, "'; DROP TABLE x"])
+@pytest.mark.parametrize(
+    "name", ["with space", "a/b", "a.b", "ünïcödé 🔒", "x" * 255, "é" * 255, "'; DROP TABLE x"]
+)
 async def test_names_may_hold_almost_anything(client: httpx.AsyncClient, name: str) -> None:
     body = {"index_name": name, "index_key": KEY}
     assert (await client.post("/v1/indexes/create", json=body)).status_code == 200
@@ -100,13 +124,17 @@ async def test_a_deleted_name_can_be_used_again_with_another_key(index: Any) -> 
     assert (await index.post("indexes/delete")).status_code == 200
     assert (await index.post("indexes/describe")).status_code == 404
     again = {"index_key": "ff" * 32}
-    assert (await index.post("indexes/create", dimension=2, metric="cosine", **again)).status_code == 200
+    assert (
+        await index.post("indexes/create", dimension=2, metric="cosine", **again)
+    ).status_code == 200
     assert (await index.post("vectors/num_vectors", **again)).json() == {"result": 0}
     assert (await index.post("vectors/num_vectors")).status_code == 401
 
 
 @pytest.mark.parametrize("key", [None, KEY, "ff" * 32])
-async def test_an_index_that_another_worker_has_deleted_is_not_found(database_dsn: str, key: str | None) -> None:
+async def test_an_index_that_another_worker_has_deleted_is_not_found(
+    database_dsn: str, key: str | None
+) -> None:
     settings = Settings(database_url=database_dsn, pool_size=2)
     async with serve(settings) as client, serve(settings) as other_worker:
         index = RemoteIndex(client)
@@ -128,7 +156,12 @@ async def test_stats_tell_what_describe_must_not(index: Any) -> None:
 async def test_all_indexes_can_be_described_to_older_clients(service: Serve) -> None:
     async with service(legacy_describe=True) as client:
         facts = {"dimension": 3, "metric": "cosine", "n_lists": 1}
-        expected = {"is_trained": False, **facts, "index_type": "ivfflat", "index_config": facts | {"type": "ivfflat"}}
+        expected = {
+            "is_trained": False,
+            **facts,
+            "index_type": "ivfflat",
+            "index_config": facts | {"type": "ivfflat"},
+        }
         assert await create(client, dimension=3, metric="cosine") == expected
         kept = await create(client, index_config={"type": "ivfpq", "dimension": 3})
         assert kept["index_type"] == "ivfpq"

@@ -13,7 +13,11 @@ ORIGIN = "https://app.example"
 
 async def test_beyond_its_rate_a_key_is_told_to_wait_and_others_are_not(database_dsn: str) -> None:
     settings = Settings(
-        database_url=database_dsn, pool_size=2, rate_limit_per_s=0.5, rate_limit_burst=3, root_key=ROOT_KEY
+        database_url=database_dsn,
+        pool_size=2,
+        rate_limit_per_s=0.5,
+        rate_limit_burst=3,
+        root_key=ROOT_KEY,
     )
     async with serve(settings) as client, serve(settings) as other_worker:
         ask = [
@@ -24,11 +28,15 @@ async def test_beyond_its_rate_a_key_is_told_to_wait_and_others_are_not(database
         assert ask[-1].headers["Retry-After"] == "2"
         assert ask[-1].json() == {"detail": "too many requests for this key; try again later"}
         # A wrong key is refused as such and uses up nothing.
-        assert (await client.get("/v1/indexes/list", headers={"X-API-Key": "wrong"})).status_code == 401
+        assert (
+            await client.get("/v1/indexes/list", headers={"X-API-Key": "wrong"})
+        ).status_code == 401
 
 
 async def test_a_rate_is_reached_but_not_passed(database_dsn: str) -> None:
-    settings = Settings(database_url=database_dsn, pool_size=2, rate_limit_per_s=100, rate_limit_burst=20)
+    settings = Settings(
+        database_url=database_dsn, pool_size=2, rate_limit_per_s=100, rate_limit_burst=20
+    )
     async with serve(settings) as client:
         loop = asyncio.get_running_loop()
         start, n_good = loop.time(), 0
@@ -43,7 +51,9 @@ async def test_without_a_limit_nothing_is_counted(client: httpx.AsyncClient) -> 
 
 
 @pytest.mark.parametrize("path", ["/v1/health", "/v1/nope", "/v1/indexes/list", "/metrics"])
-async def test_every_answer_keeps_browsers_and_caches_out(client: httpx.AsyncClient, path: str) -> None:
+async def test_every_answer_keeps_browsers_and_caches_out(
+    client: httpx.AsyncClient, path: str
+) -> None:
     headers = (await client.get(path, headers={"Origin": ORIGIN})).headers
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Cache-Control"] == "no-store"

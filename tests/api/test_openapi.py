@@ -122,7 +122,9 @@ async def test_no_schema_name_of_ours_is_left(document: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/docs", "/v1/redoc"])
-async def test_the_page_is_open_and_needs_nothing_from_elsewhere(guarded_client: httpx.AsyncClient, path: str) -> None:
+async def test_the_page_is_open_and_needs_nothing_from_elsewhere(
+    guarded_client: httpx.AsyncClient, path: str
+) -> None:
     answer = await guarded_client.get(path)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert 'fetch("openapi.json")' in answer.text

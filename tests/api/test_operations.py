@@ -12,10 +12,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.api.logs import JSONFormatter
-from app.api.traces import Traces
+from app.api.around.logs import JSONFormatter
+from app.api.around.traces import Traces
+from app.observe.stages import Stopwatch, current
 from app.settings import Settings
-from app.stages import Stopwatch, current
 from tests.api.conftest import KEY, ROOT_KEY, RemoteIndex, Serve, serve
 
 Samples = dict[tuple[str, tuple[str, ...]], float]
@@ -67,8 +67,16 @@ async def test_the_stages_add_up_to_the_time_of_the_requests(service: Serve) -> 
         await index.post("indexes/create", dimension=3)
         await index.post("vectors/upsert", items=[{"id": "a", "vector": [1, 2, 3]}])
         samples = await scrape(client)
-    stages = sum(value for (name, _), value in samples.items() if name == "sealdex_stage_duration_seconds_sum")
-    requests = sum(value for (name, _), value in samples.items() if name == "sealdex_request_duration_seconds_sum")
+    stages = sum(
+        value
+        for (name, _), value in samples.items()
+        if name == "sealdex_stage_duration_seconds_sum"
+    )
+    requests = sum(
+        value
+        for (name, _), value in samples.items()
+        if name == "sealdex_request_duration_seconds_sum"
+    )
     assert stages == pytest.approx(requests, rel=1e-6)
 
 
@@ -76,7 +84,9 @@ async def test_a_value_that_does_not_open_is_counted(settings: Settings, databas
     async with serve(settings) as client:
         index = RemoteIndex(client)
         await index.post("indexes/create", dimension=3)
-        await index.post("vectors/upsert", items=[{"id": "a", "vector": [1, 2, 3], "contents": "x"}])
+        await index.post(
+            "vectors/upsert", items=[{"id": "a", "vector": [1, 2, 3], "contents": "x"}]
+        )
         with psycopg.connect(database_dsn) as database:
             database.execute("UPDATE items SET sealed_contents = sealed_contents || '\\x00'")
         assert (await index.post("vectors/get", ids=["a"])).status_code == 500
@@ -104,12 +114,18 @@ async def test_metrics_need_the_root_key_unless_told_otherwise(
         assert (await client.get("/metrics", headers=headers)).status_code == status
 
 
-async def test_a_bearer_token_opens_nothing_but_the_metrics(guarded_client: httpx.AsyncClient) -> None:
-    answer = await guarded_client.get("/v1/indexes/list", headers={"Authorization": f"Bearer {ROOT_KEY}"})
+async def test_a_bearer_token_opens_nothing_but_the_metrics(
+    guarded_client: httpx.AsyncClient,
+) -> None:
+    answer = await guarded_client.get(
+        "/v1/indexes/list", headers={"Authorization": f"Bearer {ROOT_KEY}"}
+    )
     assert answer.status_code == 401
 
 
-async def test_ready_depends_on_the_schema_and_health_does_not(settings: Settings, database_dsn: str) -> None:
+async def test_ready_depends_on_the_schema_and_health_does_not(
+    settings: Settings, database_dsn: str
+) -> None:
     async with serve(settings) as client:
         assert (await client.get("/v1/ready")).json() == {"status": "ready"}
         with psycopg.connect(database_dsn) as database:
@@ -142,7 +158,12 @@ def test_a_line_of_the_log_is_json_and_names_the_request() -> None:
     assert "\n" not in line
     parsed = json.loads(line)
     assert parsed.pop("time").endswith("+00:00")
-    assert parsed == {"level": "ERROR", "logger": "app.x", "message": "it failed\n", "request_id": "request-7"}
+    assert parsed == {
+        "level": "ERROR",
+        "logger": "app.x",
+        "message": "it failed\n",
+        "request_id": "request-7",
+    }
 
 
 async def test_a_span_has_route_status_and_nothing_that_was_sent(settings: Settings) -> None:
@@ -152,7 +173,9 @@ async def test_a_span_has_route_status_and_nothing_that_was_sent(settings: Setti
     async with serve(settings, Traces(provider)) as client:
         headers = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01", "X-Request-Id": "request-8"}
         body = {"index_name": "none", "index_key": KEY}
-        assert (await client.post("/v1/indexes/describe?secret=1", json=body, headers=headers)).status_code == 404
+        assert (
+            await client.post("/v1/indexes/describe?secret=1", json=body, headers=headers)
+        ).status_code == 404
     (span,) = exporter.get_finished_spans()
     assert span.name == "/v1/indexes/describe"
     assert dict(span.attributes or {}) == {

@@ -9,7 +9,12 @@ from app.settings import Settings
 from tests.api.conftest import RemoteIndex, serve
 
 ITEMS = [
-    {"id": name, "vector": [float(number), 1.0, 0.0], "contents": f"contents {name}", "metadata": {"n": number}}
+    {
+        "id": name,
+        "vector": [float(number), 1.0, 0.0],
+        "contents": f"contents {name}",
+        "metadata": {"n": number},
+    }
     for number, name in enumerate("ab")
 ]
 SEALED = ("sealed_vector", "sealed_contents", "sealed_metadata")
@@ -44,7 +49,9 @@ async def check_refused(index: RemoteIndex) -> None:
 
 
 @pytest.mark.parametrize("column", SEALED)
-async def test_a_value_of_another_row_is_refused(pair: tuple[RemoteIndex, RemoteIndex], dsn: str, column: str) -> None:
+async def test_a_value_of_another_row_is_refused(
+    pair: tuple[RemoteIndex, RemoteIndex], dsn: str, column: str
+) -> None:
     n_moved = execute(
         dsn,
         f"UPDATE items SET {column} = other.{column} FROM items AS other "
@@ -80,7 +87,9 @@ async def test_a_value_of_another_index_is_refused(
         await check_refused(pair[0])
 
 
-async def test_the_data_key_of_another_index_is_refused(pair: tuple[RemoteIndex, RemoteIndex], dsn: str) -> None:
+async def test_the_data_key_of_another_index_is_refused(
+    pair: tuple[RemoteIndex, RemoteIndex], dsn: str
+) -> None:
     """Even under the same index key. Keys that a worker remembers are those of the old wrap, and so of no use."""
     statement = "UPDATE indexes SET revision = revision + 1, wrapped_dek = (SELECT wrapped_dek FROM indexes AS other"
     assert execute(dsn, f"{statement} WHERE other.id <> indexes.id)") == 2

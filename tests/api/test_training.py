@@ -30,7 +30,9 @@ async def eager_index(eager_client: httpx.AsyncClient) -> RemoteIndex:
 
 def batch(n: int, start: int = 0) -> list[dict[str, Any]]:
     vectors = np.random.default_rng(start).standard_normal((n, 8)).round(3)
-    return [{"id": str(start + row), "vector": vector.tolist()} for row, vector in enumerate(vectors)]
+    return [
+        {"id": str(start + row), "vector": vector.tolist()} for row, vector in enumerate(vectors)
+    ]
 
 
 async def status(client: httpx.AsyncClient) -> dict[str, Any]:
@@ -47,7 +49,9 @@ async def settle(client: httpx.AsyncClient) -> None:
     pytest.fail("a training does not end")
 
 
-async def test_an_upsert_above_the_threshold_says_that_it_triggers_a_training(eager_index: RemoteIndex) -> None:
+async def test_an_upsert_above_the_threshold_says_that_it_triggers_a_training(
+    eager_index: RemoteIndex,
+) -> None:
     answer = await eager_index.post("vectors/upsert", items=batch(THRESHOLD))
     assert answer.json() == {"status": "success", "message": f"Upserted {THRESHOLD} vectors"}
     answer = await eager_index.post("vectors/upsert", items=batch(500, THRESHOLD))
@@ -77,14 +81,22 @@ async def test_train_answers_when_it_is_done(eager_index: RemoteIndex) -> None:
     await eager_index.post("vectors/upsert", items=batch(THRESHOLD - 1))
     # One below what the service trains: success, and still exact.
     answer = await eager_index.post("indexes/train", n_lists=4)
-    assert answer.json() == {"status": "success", "message": f"Index '{eager_index.name}' trained successfully"}
+    assert answer.json() == {
+        "status": "success",
+        "message": f"Index '{eager_index.name}' trained successfully",
+    }
     assert not (await eager_index.post("indexes/describe")).json()["is_trained"]
     await eager_index.post("vectors/upsert", items=batch(1, THRESHOLD - 1))
-    nulls: dict[str, Any] = dict.fromkeys(["n_lists", "batch_size", "max_iters", "tolerance", "max_memory"])
+    nulls: dict[str, Any] = dict.fromkeys(
+        ["n_lists", "batch_size", "max_iters", "tolerance", "max_memory"]
+    )
     old = {"batch_size": 2048, "max_iters": 100, "tolerance": 1e-6, "max_memory": 0}
     for fields, n_lists in ((nulls, 32), ({**old, "n_lists": 5.0}, 5)):
         answer = await eager_index.post("indexes/train", **fields)
-        assert answer.json() == {"status": "success", "message": f"Index '{eager_index.name}' trained successfully"}
+        assert answer.json() == {
+            "status": "success",
+            "message": f"Index '{eager_index.name}' trained successfully",
+        }
         assert (await eager_index.post("indexes/describe")).json()["n_lists"] == n_lists
 
 
@@ -148,4 +160,8 @@ async def test_stats_of_an_index_that_was_never_trained(index: RemoteIndex) -> N
     answer = (await index.post("indexes/stats")).json()
     assert answer["training"] is None
     assert answer["profile"] is None
-    assert (answer["is_trained"], answer["is_drifted"], answer["drift_reasons"]) == (False, False, [])
+    assert (answer["is_trained"], answer["is_drifted"], answer["drift_reasons"]) == (
+        False,
+        False,
+        [],
+    )

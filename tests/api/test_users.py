@@ -30,7 +30,9 @@ class Users:
     tokens: dict[str, str] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
 
-    async def request(self, who: str, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
+    async def request(
+        self, who: str, method: str, path: str, body: Any = None, **headers: str
+    ) -> httpx.Response:
         """Send a request as one of the users, without an index key, or as the root."""
         api_key = ROOT_KEY if who == "root" else self.tokens[who]
         return await self.root.client.request(
@@ -45,7 +47,9 @@ class Users:
 
     async def mint(self, who: str, permissions: list[str]) -> None:
         body = {"permissions": permissions, "index_key": self.root.key}
-        answer = await self.request("root", "POST", f"indexes/{quote(self.root.name, safe='')}/users", body)
+        answer = await self.request(
+            "root", "POST", f"indexes/{quote(self.root.name, safe='')}/users", body
+        )
         assert answer.status_code == 200, answer.text
         assert list(answer.json()) == ["user_id", "api_key"]
         self.ids[who], self.tokens[who] = answer.json().values()
@@ -120,17 +124,23 @@ async def test_only_the_root_key_manages_users(users: Users, who: str) -> None:
     assert (await users.request(who, "GET", path, **key)).status_code == ROOT[who]
     answer = await users.request(who, "DELETE", f"{path}/{users.ids['reader']}", **key)
     assert answer.status_code == (204 if who == "root" else 403)
-    assert (await users.post("reader", "vectors/num_vectors")).status_code == (403 if who == "root" else 200)
+    assert (await users.post("reader", "vectors/num_vectors")).status_code == (
+        403 if who == "root" else 200
+    )
 
 
 @pytest.mark.parametrize("who", ["reader", "writer", "both"])
 async def test_a_user_sees_no_index_but_its_own(users: Users, who: str) -> None:
-    assert (await users.request(who, "GET", "indexes/list")).json() == {"indexes": [users.root.name]}
+    assert (await users.request(who, "GET", "indexes/list")).json() == {
+        "indexes": [users.root.name]
+    }
     assert len((await users.request("root", "GET", "indexes/list")).json()["indexes"]) > 1
 
 
 @pytest.mark.parametrize("who", EVERYBODY)
-async def test_every_user_may_ask_for_the_training_status_and_the_models(users: Users, who: str) -> None:
+async def test_every_user_may_ask_for_the_training_status_and_the_models(
+    users: Users, who: str
+) -> None:
     answer = await users.request(who, "GET", "indexes/training-status")
     assert answer.status_code == 200
     assert answer.json()["training_indexes"] == []
@@ -139,11 +149,14 @@ async def test_every_user_may_ask_for_the_training_status_and_the_models(users: 
 
 @pytest.mark.parametrize("who", ["reader", "writer", "both"])
 @pytest.mark.parametrize("route", ROUTES)
-async def test_other_indexes_are_forbidden_whether_they_exist_or_not(users: Users, who: str, route: str) -> None:
+async def test_other_indexes_are_forbidden_whether_they_exist_or_not(
+    users: Users, who: str, route: str
+) -> None:
     other = await new_users(users.root.client)
     fields, _ = ROUTES[route]
     answers = [
-        (await users.post(who, route, **fields, index_name=name)) for name in (other.root.name, "no such index", "")
+        (await users.post(who, route, **fields, index_name=name))
+        for name in (other.root.name, "no such index", "")
     ]
     assert [answer.status_code for answer in answers] == [403, 403, 403]
     assert len({answer.text for answer in answers}) == 1
@@ -165,22 +178,34 @@ async def test_the_right_is_asked_for_before_the_contents(users: Users) -> None:
 
 
 async def test_what_a_user_reads_is_what_the_root_reads(users: Users) -> None:
-    fields: dict[str, Any] = {"query_vectors": [[1, 2, 3], [0, 0, 1]], "include": ["distance", "metadata"]}
+    fields: dict[str, Any] = {
+        "query_vectors": [[1, 2, 3], [0, 0, 1]],
+        "include": ["distance", "metadata"],
+    }
     for route, sent in (("vectors/query", fields), ("vectors/get", {"ids": ["a"]})):
-        answers = {who: (await users.post(who, route, **sent)).json() for who in ("root", "reader", "both")}
+        answers = {
+            who: (await users.post(who, route, **sent)).json() for who in ("root", "reader", "both")
+        }
         assert answers["root"]["results"]
         assert answers["root"] == answers["reader"] == answers["both"]
 
 
 @pytest.mark.parametrize("writer", ["writer", "both"])
 @pytest.mark.parametrize("reader", ["root", "reader", "both"])
-async def test_what_a_user_writes_everybody_who_may_reads(users: Users, writer: str, reader: str) -> None:
-    items = [{"id": f"{n}", "vector": [n, 1, 0.1], "contents": f"text {n}", "metadata": {"n": n}} for n in range(20)]
+async def test_what_a_user_writes_everybody_who_may_reads(
+    users: Users, writer: str, reader: str
+) -> None:
+    items = [
+        {"id": f"{n}", "vector": [n, 1, 0.1], "contents": f"text {n}", "metadata": {"n": n}}
+        for n in range(20)
+    ]
     assert (await users.post(writer, "vectors/upsert", items=items)).status_code == 200
     got = (await users.post(reader, "vectors/get", ids=["7"])).json()["results"]
     assert got[0] | {"vector": None} == items[7] | {"vector": None}
     assert got[0]["vector"] == pytest.approx([7, 1, 0.1])
-    found = await users.post(reader, "vectors/query", query_vectors=[7, 1, 0.1], top_k=2, include=["metadata"])
+    found = await users.post(
+        reader, "vectors/query", query_vectors=[7, 1, 0.1], top_k=2, include=["metadata"]
+    )
     assert found.json()["results"][0] == {"id": "7", "metadata": {"n": 7}}
     assert len((await users.post(reader, "vectors/list_ids")).json()["ids"]) == 21
     assert (await users.post(writer, "vectors/delete", ids=["7"])).status_code == 200
@@ -188,9 +213,15 @@ async def test_what_a_user_writes_everybody_who_may_reads(users: Users, writer: 
 
 
 async def test_filters_find_what_a_writer_wrote(users: Users) -> None:
-    items = [{"id": f"{n}", "vector": [n, 1, 1], "metadata": {"n": n, "kind": "xy"[n % 2]}} for n in range(10)]
+    items = [
+        {"id": f"{n}", "vector": [n, 1, 1], "metadata": {"n": n, "kind": "xy"[n % 2]}}
+        for n in range(10)
+    ]
     assert (await users.post("writer", "vectors/upsert", items=items)).status_code == 200
-    for condition, expected in (({"kind": "y"}, {"1", "3", "5", "7", "9"}), ({"n": {"$gt": 7}}, {"8", "9"})):
+    for condition, expected in (
+        ({"kind": "y"}, {"1", "3", "5", "7", "9"}),
+        ({"n": {"$gt": 7}}, {"8", "9"}),
+    ):
         fields: dict[str, Any] = {"query_vectors": [0, 1, 1], "filters": condition}
         for who in ("root", "reader"):
             found = (await users.post(who, "vectors/query", **fields)).json()["results"]
@@ -212,7 +243,9 @@ async def test_items_of_writers_and_others_are_searched_together(users: Users) -
         who = ("root", "writer", "both")[n % 3]
         item = {"id": f"{n}", "vector": [n, 0, 0]}
         assert (await users.post(who, "vectors/upsert", items=[item])).status_code == 200
-    found = (await users.post("reader", "vectors/query", query_vectors=[10, 0, 0], top_k=5)).json()["results"]
+    found = (await users.post("reader", "vectors/query", query_vectors=[10, 0, 0], top_k=5)).json()[
+        "results"
+    ]
     assert {match["id"] for match in found} == {"8", "9", "10", "11", "12"}
 
 
@@ -248,7 +281,9 @@ async def test_unknown_permissions_are_refused(users: Users, permissions: list[s
     assert answer.status_code == 400
 
 
-@pytest.mark.parametrize("body", [{}, {"permissions": "read"}, {"permissions": None}, {"permissions": [1]}, []])
+@pytest.mark.parametrize(
+    "body", [{}, {"permissions": "read"}, {"permissions": None}, {"permissions": [1]}, []]
+)
 async def test_a_user_is_made_of_a_whole_body(users: Users, body: Any) -> None:
     answer = await users.request("root", "POST", f"indexes/{users.root.name}/users", body)
     assert answer.status_code == 422
@@ -256,9 +291,12 @@ async def test_a_user_is_made_of_a_whole_body(users: Users, body: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "status"), [(None, 401), ("", 401), ("ab" * 32, 401), ("zz", 400), ("ab" * 31, 400), ("ä" * 64, 400)]
+    ("key", "status"),
+    [(None, 401), ("", 401), ("ab" * 32, 401), ("zz", 400), ("ab" * 31, 400), ("ä" * 64, 400)],
 )
-async def test_users_are_managed_with_the_index_key(users: Users, key: str | None, status: int) -> None:
+async def test_users_are_managed_with_the_index_key(
+    users: Users, key: str | None, status: int
+) -> None:
     path = f"indexes/{users.root.name}/users"
     body = {"permissions": ["read"], "index_key": key}
     answers = [await users.request("root", "POST", path, body)]
@@ -270,7 +308,9 @@ async def test_users_are_managed_with_the_index_key(users: Users, key: str | Non
     assert (await users.post("reader", "vectors/num_vectors")).status_code == 200
 
 
-@pytest.mark.parametrize("user_id", ["zz", "ab" * 15, "ab" * 17, "a", " " * 32, "%20" * 32, "ab%2Fcd", "é"])
+@pytest.mark.parametrize(
+    "user_id", ["zz", "ab" * 15, "ab" * 17, "a", " " * 32, "%20" * 32, "ab%2Fcd", "é"]
+)
 async def test_a_user_id_that_cannot_be_is_refused(users: Users, user_id: str) -> None:
     path = f"indexes/{users.root.name}/users/{user_id}"
     answer = await users.request("root", "DELETE", path, **{"X-Index-Key": users.root.key})
@@ -286,19 +326,27 @@ async def test_an_unknown_user_is_gone_already(users: Users) -> None:
 async def test_a_user_of_another_index_stays(users: Users) -> None:
     other = await new_users(users.root.client)
     path = f"indexes/{users.root.name}/users/{other.ids['reader']}"
-    assert (await users.request("root", "DELETE", path, **{"X-Index-Key": users.root.key})).status_code == 204
+    assert (
+        await users.request("root", "DELETE", path, **{"X-Index-Key": users.root.key})
+    ).status_code == 204
     assert (await other.post("reader", "vectors/num_vectors")).status_code == 200
 
 
 async def test_users_of_an_unknown_index_are_not_found(users: Users) -> None:
     for name in ("no such index", "a%00b", "a%2Fb", "%FF"):
         body = {"permissions": ["read"], "index_key": users.root.key}
-        assert (await users.request("root", "POST", f"indexes/{name}/users", body)).status_code == 404
-        answer = await users.request("root", "GET", f"indexes/{name}/users", **{"X-Index-Key": users.root.key})
+        assert (
+            await users.request("root", "POST", f"indexes/{name}/users", body)
+        ).status_code == 404
+        answer = await users.request(
+            "root", "GET", f"indexes/{name}/users", **{"X-Index-Key": users.root.key}
+        )
         assert answer.status_code == 404
 
 
-@pytest.mark.parametrize("name", ["a/b", "/", "a//b/", "users/users", "ключ 🔒", "a%2Fb", "a?b#c", "a%b", "...", "a+b"])
+@pytest.mark.parametrize(
+    "name", ["a/b", "/", "a//b/", "users/users", "ключ 🔒", "a%2Fb", "a?b#c", "a%b", "...", "a+b"]
+)
 async def test_an_index_of_any_name_can_have_users(guarded_client: Client, name: str) -> None:
     users = await new_users(guarded_client, name=name)
     path = f"indexes/{quote(name, safe='')}/users"
@@ -338,10 +386,16 @@ async def two_workers(service: Serve, module_dsn: Any) -> AsyncIterator[tuple[Us
         yield users, second
 
 
-async def test_a_revoked_token_fails_on_the_next_request_of_every_worker(two_workers: tuple[Users, Client]) -> None:
+async def test_a_revoked_token_fails_on_the_next_request_of_every_worker(
+    two_workers: tuple[Users, Client],
+) -> None:
     users, second = two_workers
     elsewhere = Users(RemoteIndex(second, name=users.root.name), users.tokens, users.ids)
-    for who, route in (("reader", "vectors/query"), ("writer", "vectors/upsert"), ("both", "vectors/get")):
+    for who, route in (
+        ("reader", "vectors/query"),
+        ("writer", "vectors/upsert"),
+        ("both", "vectors/get"),
+    ):
         fields, _ = ROUTES[route]
         # Once, so that both workers remember the user.
         for view in (users, elsewhere):
@@ -383,7 +437,9 @@ async def test_another_root_key_invalidates_all_tokens(service: Serve, module_ds
     async with serve(Settings(database_url=dsn, workers=1, root_key="another root key")) as client:
         for token in users.tokens.values():
             body = {"index_name": users.root.name}
-            answer = await client.post("/v1/indexes/describe", json=body, headers={"X-API-Key": token})
+            answer = await client.post(
+                "/v1/indexes/describe", json=body, headers={"X-API-Key": token}
+            )
             assert (answer.status_code, answer.json()) == (401, {"detail": "Invalid API Key"})
 
 
@@ -444,7 +500,9 @@ async def test_a_token_minted_by_somebody_else_is_no_api_key(users: Users) -> No
         "read key of another version": r"wrapped_read_key = '\x02' || substr(wrapped_read_key, 2)",
     }.values(),
 )
-async def test_no_right_is_won_by_changing_the_table(service: Serve, module_dsn: Any, change: str) -> None:
+async def test_no_right_is_won_by_changing_the_table(
+    service: Serve, module_dsn: Any, change: str
+) -> None:
     dsn = module_dsn()
     async with serve(Settings(database_url=dsn, workers=1, root_key=ROOT_KEY)) as client:
         users = await new_users(client)
@@ -479,8 +537,16 @@ async def test_users_are_made_and_revoked_in_the_audit_log(service: Serve, modul
         await users.post("writer", "vectors/upsert", items=ITEMS)
         with psycopg.connect(dsn) as connection:
             rows = connection.execute(
-                "SELECT caller, operation FROM audit_log WHERE index_name = %s ORDER BY recorded_at", (users.root.name,)
+                "SELECT caller, operation FROM audit_log WHERE index_name = %s ORDER BY recorded_at",
+                (users.root.name,),
             ).fetchall()
     operations = [operation for _, operation in rows]
-    assert operations == ["create", "create_user", "create_user", "create_user", "delete_user", "upsert"]
+    assert operations == [
+        "create",
+        "create_user",
+        "create_user",
+        "create_user",
+        "delete_user",
+        "upsert",
+    ]
     assert rows[-1][0] == f"user {users.ids['writer']}"

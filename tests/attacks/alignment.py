@@ -1,7 +1,7 @@
 """Attacks without a known pair: lay the cloud of sketches over a cloud of vectors of similar text.
 
-A sketch keeps angles, roughly, so both clouds have one shape and differ by the secret rotation. After Dar,
-*mini-vec2vec*, arXiv 2510.02348, which aligns embedding spaces with linear maps alone:
+A sketch keeps angles, roughly, so both clouds have one shape and differ by the secret rotation.
+After Dar, *mini-vec2vec*, arXiv 2510.02348, which aligns embedding spaces with linear maps alone:
 
 1. Principal axes of both clouds, strongest first. Their signs: those under which the third moments of the two agree.
 2. Match each sketch with the vector at the smallest angle, rotate (orthogonal Procrustes), repeat with more axes.
@@ -90,7 +90,9 @@ def _best_signs(agreement: Matrix) -> Matrix:
             before = signs.copy()
             for axis in range(len(signs)):
                 others = np.where(np.arange(len(signs)) == axis, 0, signs)
-                signs[axis] = np.copysign(1, 3 * others @ agreement[axis] @ others + agreement[axis, axis, axis])
+                signs[axis] = np.copysign(
+                    1, 3 * others @ agreement[axis] @ others + agreement[axis, axis, axis]
+                )
         total = float(np.einsum("i,j,k,ijk", signs, signs, signs, agreement))
         if total > best_sum:
             best, best_sum = signs, total
@@ -111,7 +113,9 @@ def _rotation(
 ) -> Matrix:
     """Weights of the rotation that lays the rows best over what they matched (Schönemann, Psychometrika 1966)."""
     n_axes = min(2 * n_axes, len(vectors.spread), len(sketches.spread))
-    left, _, right = np.linalg.svd(sketches.on_axes(n_axes, rows).T @ vectors.on_axes(n_axes, matched))
+    left, _, right = np.linalg.svd(
+        sketches.on_axes(n_axes, rows).T @ vectors.on_axes(n_axes, matched)
+    )
     into = sketches.axes[:, :n_axes] / sketches.spread[:n_axes]
     out_of = vectors.axes[:, :n_axes] * vectors.spread[:n_axes]
     weights: Matrix = into @ (left @ right) @ out_of.T

@@ -1,7 +1,7 @@
 """Vectors to attack: real embeddings from a directory, or generated ones that look like them.
 
-The directory named by SEALDEX_BENCH_DATA holds `vectors.f16.npy` (n, d), `queries.f16.npy` (q, d) and `items.jsonl.gz`,
-a line of JSON for each vector with its `metadata`.
+The directory named by SEALDEX_BENCH_DATA holds `vectors.f16.npy` (n, d), `queries.f16.npy` (q, d)
+and `items.jsonl.gz`, a line of JSON for each vector with its `metadata`.
 """
 
 import gzip
@@ -49,10 +49,11 @@ class Corpus:
     def generate(cls, n_vectors: int, dimension: int, seed: int) -> Self:
         """Draw clustered vectors of low effective rank with a mean direction, as sentence embeddings have.
 
-        Clusters are of unequal size and spread unequally over the axes, so that axes are told apart by variance and
-        skewness, which is what an attack without known pairs goes by.
+        Clusters are of unequal size and spread unequally over the axes, so that axes are told apart
+        by variance and skewness, which is what an attack without known pairs goes by.
         """
-        # The space is one and the same for every seed, as it is for every corpus that one model embeds.
+        # The space is one and the same for every seed, as it is for every corpus that one model
+        # embeds.
         space = np.random.default_rng(12345)
         n_clusters = 60
         spectrum = (1 + np.arange(dimension)) ** -0.45

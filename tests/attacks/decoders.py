@@ -1,7 +1,7 @@
 """Attacks with known pairs: from sketches whose vectors are known to vectors of all others.
 
-Every attacker here has more than a real one: the mean of the vectors, and the strength of regularisation that turns
-out best on the very items that are judged.
+Every attacker here has more than a real one: the mean of the vectors, and the strength of
+regularisation that turns out best on the very items that are judged.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from app.domain import Matrix
 
 _STRENGTHS = (0.003, 0.03, 0.1, 0.3, 1.0, 3.0, 30.0)
-# Of .003, .03 and .3, and of 25 and 60 steps, none is better by more than .001 (measured at 200 and 2,000 pairs).
+# Of .003, .03 and .3, and of 25 and 60 steps, none is better by more than .001 (measured at 200 and
+# 2,000 pairs).
 _LOGISTIC_STRENGTH = 0.03
 _LOGISTIC_STEPS = 25
 
@@ -29,7 +30,9 @@ def ridge_cosine(known: tuple[Matrix, Matrix], unseen: tuple[Matrix, Matrix]) ->
     return max(mean_cosine(unseen[0] @ weights, unseen[1]) for weights in ridge(*known))
 
 
-def ridge(signs: Matrix, vectors: Matrix, strengths: tuple[float, ...] = _STRENGTHS) -> Iterator[Matrix]:
+def ridge(
+    signs: Matrix, vectors: Matrix, strengths: tuple[float, ...] = _STRENGTHS
+) -> Iterator[Matrix]:
     """Weights (m, d) of ridge regression for each strength, in units of the mean eigenvalue."""
     if not len(signs):
         yield np.zeros((signs.shape[1], vectors.shape[1]), np.float32)
@@ -45,26 +48,34 @@ def ridge(signs: Matrix, vectors: Matrix, strengths: tuple[float, ...] = _STRENG
             yield np.linalg.solve(regular, signs.T @ vectors)
 
 
-def hyperplane_cosine(known: tuple[Matrix, Matrix], unseen: tuple[Matrix, Matrix], covariance: Matrix) -> float:
+def hyperplane_cosine(
+    known: tuple[Matrix, Matrix], unseen: tuple[Matrix, Matrix], covariance: Matrix
+) -> float:
     """Centred cosine reached by recovering each bit's hyperplane first, then solving for the vector.
 
-    `covariance` (d, d) of the vectors is what the attacker expects of a vector before seeing its sketch.
+    `covariance` (d, d) of the vectors is what the attacker expects of a vector before seeing its
+    sketch.
     """
     if not len(known[0]):
         return 0.0
     planes = hyperplanes(*known, covariance)
-    return max(mean_cosine(estimates, unseen[1]) for estimates in _decode(unseen[0], planes, covariance))
+    return max(
+        mean_cosine(estimates, unseen[1]) for estimates in _decode(unseen[0], planes, covariance)
+    )
 
 
 def hyperplanes(signs: Matrix, vectors: Matrix, covariance: Matrix) -> Matrix:
     """Unit normals (d, m) from one logistic regression a bit, all at once: Nesterov's accelerated gradient descent.
 
-    In the coordinates where `covariance` is white the loss is well conditioned and steps of one length suit all bits.
+    In the coordinates where `covariance` is white the loss is well conditioned and steps of one
+    length suit all bits.
     """
     whitener = _root(covariance, -0.5)
     inputs = vectors @ whitener
     n_pairs = len(inputs)
-    curvature = 0.25 * float(np.linalg.norm(inputs, 2)) ** 2 / n_pairs + _LOGISTIC_STRENGTH / n_pairs
+    curvature = (
+        0.25 * float(np.linalg.norm(inputs, 2)) ** 2 / n_pairs + _LOGISTIC_STRENGTH / n_pairs
+    )
     weights = np.zeros((inputs.shape[1], signs.shape[1]), np.float32)
     ahead = weights
     for step in range(_LOGISTIC_STEPS):

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from app.crypto import keys
-from app.services import batch
+from app.engine import batch
 
 Value: TypeAlias = str | int
 Fields: TypeAlias = Mapping[str, Sequence[Value]]
@@ -22,8 +22,8 @@ _DEK = b"data key of an index under attack"[:32]
 class Recovered:
     """Of one field: share of items whose value is recovered from their token, and what that is to be compared with.
 
-    `recovered` is for an attacker who knows which field each token is of, `field_unknown` for one who has the column
-    alone; `guessed` is for always guessing the most frequent value.
+    `recovered` is for an attacker who knows which field each token is of, `field_unknown` for one
+    who has the column alone; `guessed` is for always guessing the most frequent value.
     """
 
     recovered: float
@@ -35,9 +35,15 @@ class Recovered:
 def attack(stored: Fields, known: Fields) -> dict[str, Recovered]:
     """Match ranks: the k-th most frequent token is taken for the k-th most frequent value in `known`."""
     blinder = batch._Blinder(keys.IndexKeys.derive(_DEK, uuid.UUID(int=1)).token_key)
-    column = [batch._tokens(blinder, dict(zip(stored, item, strict=True)), frozenset()) for item in _items(stored)]
+    column = [
+        batch._tokens(blinder, dict(zip(stored, item, strict=True)), frozenset())
+        for item in _items(stored)
+    ]
     by_column = _match(_flat(column), _terms(known))
-    return {field: _judge(field, values, known[field], blinder, column, by_column) for field, values in stored.items()}
+    return {
+        field: _judge(field, values, known[field], blinder, column, by_column)
+        for field, values in stored.items()
+    }
 
 
 def _judge(
@@ -50,7 +56,9 @@ def _judge(
 ) -> Recovered:
     own = [blinder[field, value] for value in values]
     is_own = set(own)
-    by_field = _match((token for token in _flat(column) if token in is_own), [(field, value) for value in known])
+    by_field = _match(
+        (token for token in _flat(column) if token in is_own), [(field, value) for value in known]
+    )
     truth = [(field, value) for value in values]
     most_frequent = Counter(known).most_common(1)[0][0]
     return Recovered(
@@ -68,7 +76,9 @@ def _match(tokens: Iterable[bytes], terms: Iterable[Term]) -> dict[bytes, Term]:
 
 
 def _share(guesses: Mapping[bytes, Term], tokens: Sequence[bytes], truth: Sequence[Term]) -> float:
-    return float(np.mean([guesses.get(token) == term for token, term in zip(tokens, truth, strict=True)]))
+    return float(
+        np.mean([guesses.get(token) == term for token, term in zip(tokens, truth, strict=True)])
+    )
 
 
 def _flat(column: Sequence[Sequence[bytes]]) -> Iterable[bytes]:
@@ -76,7 +86,9 @@ def _flat(column: Sequence[Sequence[bytes]]) -> Iterable[bytes]:
 
 
 def _terms(fields: Fields) -> Iterable[Term]:
-    return ((field, value) for item in _items(fields) for field, value in zip(fields, item, strict=True))
+    return (
+        (field, value) for item in _items(fields) for field, value in zip(fields, item, strict=True)
+    )
 
 
 def _items(fields: Fields) -> Iterable[tuple[Value, ...]]:

@@ -84,11 +84,17 @@ def plot(settings: list[dict[str, Any]], directory: Path) -> None:
     for one in (one for one in settings if one["bits"] == 768):
         counts = [int(count) for count in one["pairs"] if int(count)]
         axes.semilogx(
-            counts, [_best(one["pairs"][str(count)]) for count in counts], marker="o", label=_percent(one["noise"])
+            counts,
+            [_best(one["pairs"][str(count)]) for count in counts],
+            marker="o",
+            label=_percent(one["noise"]),
         )
     axes.axhline(0.8, color="grey", linewidth=0.8, linestyle=":")
     axes.set(
-        xlabel="known pairs", ylabel="centred cosine, unseen items", ylim=(0, 1), title="768 bits, by share of flips"
+        xlabel="known pairs",
+        ylabel="centred cosine, unseen items",
+        ylim=(0, 1),
+        title="768 bits, by share of flips",
     )
     axes.legend()
     figure.savefig(directory / "known-pairs.png", dpi=80)
@@ -96,8 +102,12 @@ def plot(settings: list[dict[str, Any]], directory: Path) -> None:
     for bits in sorted({one["bits"] for one in settings}):
         of_size = [one for one in settings if one["bits"] == bits]
         learned = [_best(one["pairs"]["2000"]) for one in of_size]
-        axes.plot(learned, [one["recall"]["200"] for one in of_size], marker="o", label=f"{bits} bits")
-    axes.set(xlabel="centred cosine with 2,000 known pairs", ylabel="true 10 nearest in a pool of 200")
+        axes.plot(
+            learned, [one["recall"]["200"] for one in of_size], marker="o", label=f"{bits} bits"
+        )
+    axes.set(
+        xlabel="centred cosine with 2,000 known pairs", ylabel="true 10 nearest in a pool of 200"
+    )
     axes.set_title("flips 20, 10, 5, 0 % from left to right")
     axes.legend()
     figure.savefig(directory / "price.png", dpi=80)
@@ -105,10 +115,18 @@ def plot(settings: list[dict[str, Any]], directory: Path) -> None:
 
 def _pairs(settings: list[dict[str, Any]]) -> str:
     counts = list(settings[0]["pairs"])
-    best = [[_name(one), *(f"{_best(one['pairs'][count]):.2f}" for count in counts)] for one in settings]
+    best = [
+        [_name(one), *(f"{_best(one['pairs'][count]):.2f}" for count in counts)] for one in settings
+    ]
     shown = ("200", "2000", "10000")
     by_decoder = [
-        [_name(one), *(f"{one['pairs'][n]['ridge']:.3f} / {one['pairs'][n]['hyperplanes']:.3f}" for n in shown)]
+        [
+            _name(one),
+            *(
+                f"{one['pairs'][n]['ridge']:.3f} / {one['pairs'][n]['hyperplanes']:.3f}"
+                for n in shown
+            ),
+        ]
         for one in settings
         if "hyperplanes" in one["pairs"]["200"]
     ]
@@ -120,15 +138,30 @@ def _pairs(settings: list[dict[str, Any]]) -> str:
 
 def _unpaired(settings: list[dict[str, Any]]) -> str:
     rows = [
-        [_name(one), *(f"{one['unpaired'][name]:.2f}" for name in ("same", "other", "with_2000_pairs"))]
+        [
+            _name(one),
+            *(f"{one['unpaired'][name]:.2f}" for name in ("same", "other", "with_2000_pairs")),
+        ]
         for one in settings
         if "unpaired" in one
     ]
-    return _UNPAIRED.format(table=_table(["setting", "same corpus", "another", "same + 2,000 pairs"], rows))
+    return _UNPAIRED.format(
+        table=_table(["setting", "same corpus", "another", "same + 2,000 pairs"], rows)
+    )
 
 
 def _structure(settings: list[dict[str, Any]]) -> str:
-    head = ["setting", "(c) shown", "(d) 200", "2,000", "aligned", "(f) AUC", "linked", "same item", "same vector"]
+    head = [
+        "setting",
+        "(c) shown",
+        "(d) 200",
+        "2,000",
+        "aligned",
+        "(f) AUC",
+        "linked",
+        "same item",
+        "same vector",
+    ]
     rows = [
         [
             _name(one),
@@ -142,22 +175,35 @@ def _structure(settings: list[dict[str, Any]]) -> str:
         ]
         for one in settings
     ]
-    return _STRUCTURE.format(chance=f"{settings[0]['linked']['chance']:.4f}", table=_table(head, rows))
+    return _STRUCTURE.format(
+        chance=f"{settings[0]['linked']['chance']:.4f}", table=_table(head, rows)
+    )
 
 
 def _frequency(fields: dict[str, dict[str, float]]) -> str:
     rows = [
-        [name, f"{one['values']:,.0f}", *(f"{one[key]:.2f}" for key in ("recovered", "field_unknown", "guessed"))]
+        [
+            name,
+            f"{one['values']:,.0f}",
+            *(f"{one[key]:.2f}" for key in ("recovered", "field_unknown", "guessed")),
+        ]
         for name, one in fields.items()
     ]
-    return _FREQUENCY.format(table=_table(["field", "values", "recovered", "field unknown", "guessed"], rows))
+    return _FREQUENCY.format(
+        table=_table(["field", "values", "recovered", "field unknown", "guessed"], rows)
+    )
 
 
 def _price(settings: list[dict[str, Any]]) -> str:
     pools = list(settings[0]["recall"])
     head = ["setting", *(f"pool {pool}" for pool in pools), "pool taken", "ms"]
     rows = [
-        [_name(one), *(f"{one['recall'][pool]:.3f}" for pool in pools), str(one["pool"]), f"{one['latency_ms']:.1f}"]
+        [
+            _name(one),
+            *(f"{one['recall'][pool]:.3f}" for pool in pools),
+            str(one["pool"]),
+            f"{one['latency_ms']:.1f}",
+        ]
         for one in settings
     ]
     return _PRICE.format(table=_table(head, rows))

@@ -1,6 +1,7 @@
 """Measure every attack and write docs/attack-report.md with its plots: `make attack-report`.
 
-The numbers are kept in docs/attack-report.json, so that the page can be written again without measuring (`--render`).
+The numbers are kept in docs/attack-report.json, so that the page can be written again without
+measuring (`--render`).
 """
 
 import json
@@ -15,7 +16,13 @@ import numpy as np
 from tests.attacks import frequency, price, structure
 from tests.attacks.alignment import align
 from tests.attacks.corpus import Corpus, unit
-from tests.attacks.decoders import covariance_of, hyperplane_cosine, mean_cosine, ridge, ridge_cosine
+from tests.attacks.decoders import (
+    covariance_of,
+    hyperplane_cosine,
+    mean_cosine,
+    ridge,
+    ridge_cosine,
+)
 from tests.attacks.pages import render
 from tests.attacks.stolen import Setting, StolenIndex, steal
 
@@ -39,16 +46,26 @@ def measure(corpus: Corpus) -> dict[str, Any]:
     """Every figure of the report."""
     started = time.monotonic()
     dimension = corpus.vectors.shape[1]
-    settings = [Setting(bits, noise) for bits in sorted({512, 2 * dimension, 4 * dimension}) for noise in NOISES]
+    settings = [
+        Setting(bits, noise)
+        for bits in sorted({512, 2 * dimension, 4 * dimension})
+        for noise in NOISES
+    ]
     results, latency = [], {}
     with price.database() as connection:
         for setting in settings:
             stolen = steal(corpus.vectors, setting)
             if setting.bits not in latency:
                 latency[setting.bits] = price.latency_ms(connection, stolen, corpus)
-            result = {"bits": setting.bits, "noise": setting.noise, **_attacks(stolen, corpus, setting)}
+            result = {
+                "bits": setting.bits,
+                "noise": setting.noise,
+                **_attacks(stolen, corpus, setting),
+            }
             result["recall"] = price.recall_in_pools(stolen, corpus)
-            result["pool"] = next((pool for pool, one in result["recall"].items() if one >= _PRICED_RECALL), 1_000)
+            result["pool"] = next(
+                (pool for pool, one in result["recall"].items() if one >= _PRICED_RECALL), 1_000
+            )
             result["latency_ms"] = latency[setting.bits][result["pool"]]
             results.append(result)
             print(f"{time.monotonic() - started:5.0f} s  {setting}", flush=True)
@@ -65,7 +82,8 @@ def _attacks(stolen: StolenIndex, corpus: Corpus, setting: Setting) -> dict[str,
     is_default_size = setting.bits == DEFAULT.bits
     result: dict[str, Any] = {
         "pairs": {
-            count: known_pairs(stolen, count, with_hyperplanes=is_default_size or count == 2_000) for count in PAIRS
+            count: known_pairs(stolen, count, with_hyperplanes=is_default_size or count == 2_000)
+            for count in PAIRS
         },
         "neighbours": structure.neighbours_shown(stolen),
         "linked": structure.linked_across_indexes(corpus.vectors, setting),
@@ -80,13 +98,19 @@ def _attacks(stolen: StolenIndex, corpus: Corpus, setting: Setting) -> dict[str,
     return result
 
 
-def known_pairs(stolen: StolenIndex, count: int, *, with_hyperplanes: bool = True) -> dict[str, float]:
+def known_pairs(
+    stolen: StolenIndex, count: int, *, with_hyperplanes: bool = True
+) -> dict[str, float]:
     """Centred cosine on unseen items with `count` known pairs, by decoder."""
     centred = stolen.signs - stolen.signs.mean(axis=0)
-    known, unseen = (centred[:count], stolen.truth[:count]), (centred[_JUDGED], stolen.truth[_JUDGED])
+    known, unseen = (
+        (centred[:count], stolen.truth[:count]),
+        (centred[_JUDGED], stolen.truth[_JUDGED]),
+    )
     found = {"ridge": ridge_cosine(known, unseen)}
     if with_hyperplanes:
-        # The attacker knows how texts in general are spread: from items that are neither known pairs nor judged.
+        # The attacker knows how texts in general are spread: from items that are neither known
+        # pairs nor judged.
         covariance = covariance_of(stolen.truth[count : count + 10_000])
         known, unseen = (stolen.signs[:count], known[1]), (stolen.signs[_JUDGED], unseen[1])
         found["hyperplanes"] = hyperplane_cosine(known, unseen, covariance)
@@ -111,7 +135,10 @@ def unpaired(corpus: Corpus, setting: Setting) -> dict[str, Any]:
     weights = align(stolen.signs, stolen.lift(others.vectors))
     # A map that is worse than none would not be used.
     found["other"] = max(
-        0.0, mean_cosine((stolen.signs - stolen.signs.mean(axis=0))[_JUDGED] @ weights, stolen.truth[_JUDGED])
+        0.0,
+        mean_cosine(
+            (stolen.signs - stolen.signs.mean(axis=0))[_JUDGED] @ weights, stolen.truth[_JUDGED]
+        ),
     )
     return {"unpaired": found}
 

@@ -1,4 +1,4 @@
-"""What a thief of the database holds: the sketches as `app.crypto.sketch.Encoder` stores them, flips and all."""
+"""What a thief of the database holds: the sketches as `app.engine.sketches.encoder.Encoder` stores them, flips and all."""
 
 import hashlib
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.crypto import tokens
-from app.crypto.sketch import Encoder, EncoderParameters
 from app.domain import Matrix, Metric, Sketches
+from app.engine.sketches.encoder import Encoder, EncoderParameters
 
 FIT_SAMPLE = 10_000
 

@@ -1,7 +1,8 @@
 """The attacks on generated vectors, quickly: a change that tells a thief more than before fails here.
 
-Bounds are the figures measured when they were set, plus about .02. What an index without flips gives away lies above
-each of them, so forgetting the flips fails; `make attack-report` has the figures on real embeddings.
+Bounds are the figures measured when they were set, plus about .02. What an index without flips
+gives away lies above each of them, so forgetting the flips fails; `make attack-report` has the
+figures on real embeddings.
 """
 
 import functools
@@ -52,7 +53,9 @@ def test_alignment_tells_no_more_than_before() -> None:
     for setting in (DEFAULT, BARE):
         index = steal(own.vectors, setting)
         weights = align(index.signs, index.lift(other.vectors))
-        aligned[setting] = mean_cosine((index.signs - index.signs.mean(axis=0)) @ weights, index.truth)
+        aligned[setting] = mean_cosine(
+            (index.signs - index.signs.mean(axis=0)) @ weights, index.truth
+        )
     # The attack works, or its figure would say nothing.
     assert 0.5 < aligned[DEFAULT] < aligned[BARE]
     assert aligned[DEFAULT] <= ALIGNED_BOUND < aligned[BARE]
@@ -60,7 +63,11 @@ def test_alignment_tells_no_more_than_before() -> None:
 
 def test_neighbours_are_shown_no_better_than_before() -> None:
     # Measured .43, and .66 without flips.
-    assert structure.neighbours_shown(stolen(DEFAULT), 500) <= 0.46 < structure.neighbours_shown(stolen(BARE), 500)
+    assert (
+        structure.neighbours_shown(stolen(DEFAULT), 500)
+        <= 0.46
+        < structure.neighbours_shown(stolen(BARE), 500)
+    )
 
 
 def test_membership_is_told_no_better_than_before() -> None:

@@ -1,7 +1,7 @@
 """What the benchmarks search: real embeddings where there are any, else clusters that look a little like them.
 
-`SEALDEX_BENCH_DATA` names a directory with `vectors.f16.npy` (n, d), `queries.f16.npy` and `items.jsonl.gz` (a line an
-item with `id`, `text` and `metadata`).
+`SEALDEX_BENCH_DATA` names a directory with `vectors.f16.npy` (n, d), `queries.f16.npy` and
+`items.jsonl.gz` (a line an item with `id`, `text` and `metadata`).
 """
 
 import gzip
@@ -73,7 +73,9 @@ class Clusters:
         """Return `n` unit vectors, others for each seed."""
         rng = np.random.default_rng([20261122, seed])
         spread = 0.7 * rng.standard_normal((n, len(self._basis)), dtype=np.float32)
-        return _unit((self._centres[rng.integers(len(self._centres), size=n)] + spread) @ self._basis)
+        return _unit(
+            (self._centres[rng.integers(len(self._centres), size=n)] + spread) @ self._basis
+        )
 
 
 class Nearest:
@@ -98,7 +100,10 @@ class Nearest:
 
     def recall(self, found: Sequence[set[int]]) -> float:
         """Return the mean share of the true neighbours among the rows found for each query."""
-        shares = [len(one.intersection(true.tolist())) / self._k for one, true in zip(found, self._rows, strict=True)]
+        shares = [
+            len(one.intersection(true.tolist())) / self._k
+            for one, true in zip(found, self._rows, strict=True)
+        ]
         return float(np.mean(shares))
 
 

@@ -29,7 +29,16 @@ _MOST_OF_PLAIN = {10: 1.0, 100: 1.3}
 _N_CLIENTS, _QUERIES_PER_S = 8, 400
 _TRAINING_S, _TRAINING_MB = 10, 1_500
 # Filters that tokens answer.
-_TOKENISED = {"50 %", "10 %", "1 %", "0.1 %", "1 item", "none", "two filters", "two filters, one rare"}
+_TOKENISED = {
+    "50 %",
+    "10 %",
+    "1 %",
+    "0.1 %",
+    "1 item",
+    "none",
+    "two filters",
+    "two filters, one rare",
+}
 
 
 class Goal(NamedTuple):
@@ -43,7 +52,11 @@ class Goal(NamedTuple):
 
 def page(results: Results, picture: Path | None) -> str:
     """Return the page; sections without results are left out."""
-    parts = [_HEAD, _PICTURE.format(picture=picture) if picture else "", _goals(list(goals(results)))]
+    parts = [
+        _HEAD,
+        _PICTURE.format(picture=picture) if picture else "",
+        _goals(list(goals(results))),
+    ]
     parts += [section(results[name]) for name, section in SECTIONS.items() if name in results]
     parts.append(_ingest([one for name, one in results.items() if name.startswith("ingest_")]))
     return "\n".join(part for part in parts if part)
@@ -53,24 +66,34 @@ def goals(results: Results) -> Iterator[Goal]:
     """Yield every goal for which there are results, met or missed."""
     for row in results.get("latency", {}).get("rows", []):
         ratio = row["p50_ratio"]
-        name = (
-            f"p50 of the top {row['top_k']}, {row['n_lists']} lists, over that of plaintext pgvector at the same recall"
-        )
+        name = f"p50 of the top {row['top_k']}, {row['n_lists']} lists, over that of plaintext pgvector at the same recall"
         wanted = _MOST_OF_PLAIN[row["top_k"]]
         yield Goal(name, f"at most {wanted}", f"{ratio:.2f}", ratio <= wanted)
     for row in results.get("throughput", {}).get("rows", []):
         if row["n_clients"] == _N_CLIENTS:
             per_second, times = row["per_second"], row["p99_ms"] / row["p50_ms"]
             name, wanted = f"{_N_CLIENTS} clients, {row['n_lists']} lists", _QUERIES_PER_S
-            yield Goal(f"{name}: queries a second", f"at least {wanted}", f"{per_second:.0f}", per_second >= wanted)
+            yield Goal(
+                f"{name}: queries a second",
+                f"at least {wanted}",
+                f"{per_second:.0f}",
+                per_second >= wanted,
+            )
             yield Goal(f"{name}: p99 over p50", "at most 8", f"{times:.1f}", times <= 8)
     for row in results.get("training", {}).get("rows", []):
         if row["p99_ms_during"] is None:
             name = f"{row['training']}: training of {results['training']['n_items']:,} vectors"
-            yield Goal(name, "at most 10 s", f"{row['seconds']:.1f} s", row["seconds"] <= _TRAINING_S)
+            yield Goal(
+                name, "at most 10 s", f"{row['seconds']:.1f} s", row["seconds"] <= _TRAINING_S
+            )
         else:
             times = row["p99_ms_during"] / row["p99_ms_before"]
-            yield Goal("p99 of queries during a training, over that before", "at most 3", f"{times:.2f}", times <= 3)
+            yield Goal(
+                "p99 of queries during a training, over that before",
+                "at most 3",
+                f"{times:.2f}",
+                times <= 3,
+            )
         memory = row["peak_mb"]
         name = f"memory of service and database in the training ({row['training']})"
         yield Goal(name, "at most 1,500 MB", f"{memory:,.0f} MB", memory <= _TRAINING_MB)
@@ -87,7 +110,12 @@ def _ingest_goals(results: Results) -> Iterator[Goal]:
         if (one := results.get(f"ingest_384_{kind}")) is not None:
             untrained, trained = (one[state]["per_second"] for state in ("untrained", "trained"))
             name = f"{one['format']} ingest, 384 dimensions"
-            yield Goal(f"{name}: vectors a second", f"at least {wanted:,}", f"{untrained:,.0f}", untrained >= wanted)
+            yield Goal(
+                f"{name}: vectors a second",
+                f"at least {wanted:,}",
+                f"{untrained:,.0f}",
+                untrained >= wanted,
+            )
             share = trained / untrained
             yield Goal(f"{name}: trained, of that", "at least 60 %", f"{share:.0%}", share >= 0.6)
 
@@ -96,7 +124,9 @@ def _growth_goals(rows: Sequence[dict[str, Any]]) -> Iterator[Goal]:
     p50_ms = {row["n_items"]: row["p50_ms"] for row in rows}
     if 60_000 in p50_ms and 1_000_000 in p50_ms:
         ratio = p50_ms[1_000_000] / p50_ms[60_000]
-        yield Goal("p50 at 1,000,000 items, over that at 60,000", "at most 4", f"{ratio:.1f}", ratio <= 4)
+        yield Goal(
+            "p50 at 1,000,000 items, over that at 60,000", "at most 4", f"{ratio:.1f}", ratio <= 4
+        )
     if rows:
         worker_mb = max(row["worker_mb"] for row in rows)
         yield Goal("memory of a worker, at most", "500 MB", f"{worker_mb:.0f} MB", worker_mb <= 500)
@@ -105,7 +135,10 @@ def _growth_goals(rows: Sequence[dict[str, Any]]) -> Iterator[Goal]:
 
 
 def _goals(found: Sequence[Goal]) -> str:
-    rows = [(goal.name, goal.wanted, goal.measured, "met" if goal.is_met else "**missed**") for goal in found]
+    rows = [
+        (goal.name, goal.wanted, goal.measured, "met" if goal.is_met else "**missed**")
+        for goal in found
+    ]
     return _section("Goals", "", ("goal", "wanted", "measured", ""), rows) if rows else ""
 
 
@@ -141,10 +174,17 @@ _FIGURES = (("recall", 3), ("p50_ms", 1), ("p99_ms", 1))
 
 def _targets(result: Results) -> str:
     rows = [
-        (row["target_recall"], f"{row['recall']:.3f}", f"{row['p50_ms']:.1f}", f"{row['p99_ms']:.1f}")
+        (
+            row["target_recall"],
+            f"{row['recall']:.3f}",
+            f"{row['p50_ms']:.1f}",
+            f"{row['p99_ms']:.1f}",
+        )
         for row in result["rows"]
     ]
-    return _section("Recall asked for", "", ("target_recall", "recall@10", "p50 ms", "p99 ms"), rows)
+    return _section(
+        "Recall asked for", "", ("target_recall", "recall@10", "p50 ms", "p99 ms"), rows
+    )
 
 
 def _throughput(result: Results) -> str:
@@ -163,7 +203,9 @@ def _throughput(result: Results) -> str:
         f"{result['data']}, top 10, with the automatic number of lists and with more, as `train` was asked for. The"
         " clients take their share of the two cores."
     )
-    return _section("Throughput", text, ("lists", "recall@10", "clients", "queries/s", "p50 ms", "p99 ms"), rows)
+    return _section(
+        "Throughput", text, ("lists", "recall@10", "clients", "queries/s", "p50 ms", "p99 ms"), rows
+    )
 
 
 def _training(result: Results) -> str:
@@ -177,12 +219,19 @@ def _training(result: Results) -> str:
         )
         for row in result["rows"]
     ]
-    recalls = ", ".join(f"recall@{top_k} {recall:.3f}" for top_k, recall in result["recall"].items())
+    recalls = ", ".join(
+        f"recall@{top_k} {recall:.3f}" for top_k, recall in result["recall"].items()
+    )
     text = (
         f"{result['data']}, {result['n_items']:,} items; afterwards {recalls}. While searches go on, a training leaves"
         " them a processor and takes longer. Memory is the most that service and database had together."
     )
-    return _section("Training", text, ("training", "s", "memory MB", "p99 before, ms", "p99 meanwhile, ms"), rows)
+    return _section(
+        "Training",
+        text,
+        ("training", "s", "memory MB", "p99 before, ms", "p99 meanwhile, ms"),
+        rows,
+    )
 
 
 def _growth(result: Results) -> str:
@@ -245,7 +294,15 @@ def _filters(result: Results) -> str:
         " with the filter in turn, so the filter is one that was asked for lately ([filters](filters.md)); the last"
         " column is that of queries before each of which an item has changed. Ranges and patterns have no tokens."
     )
-    head = ("filter", "matches", "recall@10", "without, p50 ms", "with, p50 ms", "ratio", "while items change, p50 ms")
+    head = (
+        "filter",
+        "matches",
+        "recall@10",
+        "without, p50 ms",
+        "with, p50 ms",
+        "ratio",
+        "while items change, p50 ms",
+    )
     return _section("Filters", text, head, rows)
 
 
@@ -268,7 +325,14 @@ def _ingest(found: Sequence[Results]) -> str:
         " that of all processes of each part, in milliseconds for a thousand vectors; where other work takes its share"
         " of the cores it is steadier than vectors a second."
     )
-    head = ("format, dimensions", "vectors/s", "last stretch ÷ first", "service CPU", "database CPU", "clients' CPU")
+    head = (
+        "format, dimensions",
+        "vectors/s",
+        "last stretch ÷ first",
+        "service CPU",
+        "database CPU",
+        "clients' CPU",
+    )
     return _section("Ingest", text, head, rows) if rows else ""
 
 

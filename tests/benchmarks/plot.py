@@ -21,8 +21,13 @@ Panel: TypeAlias = Callable[[Any, Results], None]
 
 def main() -> None:
     """Read the results, draw them and write the page."""
-    results = {path.stem: json.loads(path.read_text()) for path in sorted((DOCS / "benchmarks").glob("*.json"))}
-    panels = [panel for name, panel in PANELS.items() if any(key.startswith(name) for key in results)]
+    results = {
+        path.stem: json.loads(path.read_text())
+        for path in sorted((DOCS / "benchmarks").glob("*.json"))
+    }
+    panels = [
+        panel for name, panel in PANELS.items() if any(key.startswith(name) for key in results)
+    ]
     (DOCS / PICTURE).parent.mkdir(exist_ok=True)
     (DOCS / PICTURE).unlink(missing_ok=True)
     if panels:
@@ -47,10 +52,20 @@ def latency(axes: Any, results: Results) -> None:
     rows = results["latency"]["rows"]
     places = range(len(rows))
     for shift, name in ((-0.2, "sealdex"), (0.2, "pgvector")):
-        axes.bar([place + shift for place in places], [row[name]["p50_ms"] for row in rows], 0.4, label=name)
+        axes.bar(
+            [place + shift for place in places],
+            [row[name]["p50_ms"] for row in rows],
+            0.4,
+            label=name,
+        )
     for place, row in zip(places, rows, strict=True):
-        axes.annotate(f"{row['p50_ratio']:.2f}", (place, row["sealdex"]["p50_ms"]), ha="right", va="bottom")
-    axes.set_xticks(places, [f"{row['top_k']}\n{row['n_lists']}\n{row['sealdex']['recall']:.3f}" for row in rows])
+        axes.annotate(
+            f"{row['p50_ratio']:.2f}", (place, row["sealdex"]["p50_ms"]), ha="right", va="bottom"
+        )
+    axes.set_xticks(
+        places,
+        [f"{row['top_k']}\n{row['n_lists']}\n{row['sealdex']['recall']:.3f}" for row in rows],
+    )
     axes.set(xlabel="results, lists, recall", ylabel="p50, ms", title="at the same recall")
     # Room for the legend above the bars.
     axes.margins(y=0.4)
@@ -61,7 +76,12 @@ def targets(axes: Any, results: Results) -> None:
     """Draw time by recall, as the target moves."""
     rows = results["target_recall"]["rows"]
     for quantile in ("p50_ms", "p99_ms"):
-        axes.plot([row["recall"] for row in rows], [row[quantile] for row in rows], marker="o", label=quantile[:3])
+        axes.plot(
+            [row["recall"] for row in rows],
+            [row[quantile] for row in rows],
+            marker="o",
+            label=quantile[:3],
+        )
     axes.set(xlabel="recall@10", ylabel="ms", ylim=(0, None), title="recall and latency")
     axes.legend()
 
@@ -70,7 +90,10 @@ def throughput(axes: Any, results: Results) -> None:
     """Draw queries a second by the number of clients."""
     for n_lists in dict.fromkeys(row["n_lists"] for row in results["throughput"]["rows"]):
         rows = [row for row in results["throughput"]["rows"] if row["n_lists"] == n_lists]
-        n_clients, per_second = [row["n_clients"] for row in rows], [row["per_second"] for row in rows]
+        n_clients, per_second = (
+            [row["n_clients"] for row in rows],
+            [row["per_second"] for row in rows],
+        )
         axes.plot(n_clients, per_second, marker="o", label=f"{n_lists} lists")
     axes.set(xlabel="clients", ylabel="queries a second", ylim=(0, None), title="throughput")
     axes.legend()
@@ -80,7 +103,12 @@ def growth(axes: Any, results: Results) -> None:
     """Draw latency by the number of items."""
     rows = results["growth"]["rows"]
     for quantile in ("p50_ms", "p99_ms"):
-        axes.semilogx([row["n_items"] for row in rows], [row[quantile] for row in rows], marker="o", label=quantile[:3])
+        axes.semilogx(
+            [row["n_items"] for row in rows],
+            [row[quantile] for row in rows],
+            marker="o",
+            label=quantile[:3],
+        )
     axes.set(xlabel="items", ylabel="ms", ylim=(0, None), title="growth")
     axes.legend()
 
@@ -93,7 +121,9 @@ def ingest(axes: Any, results: Results) -> None:
             step = one["n_items"] / len(stretches)
             places = [step * (number + 1) for number in range(len(stretches))]
             axes.plot(places, stretches, marker="o", label=f"{one['format']}, {one['dimension']}")
-    axes.set(xlabel="items stored", ylabel="vectors a second", ylim=(0, None), title="ingest, untrained")
+    axes.set(
+        xlabel="items stored", ylabel="vectors a second", ylim=(0, None), title="ingest, untrained"
+    )
     axes.legend()
 
 
@@ -101,12 +131,19 @@ def stages(axes: Any, results: Results) -> None:
     """Draw the stages of a query as one bar each."""
     rows = results["stages"]["rows"]
     names = [
-        name for name, mean_ms in rows[0]["stages_ms"].items() if mean_ms >= 0.01 * sum(rows[0]["stages_ms"].values())
+        name
+        for name, mean_ms in rows[0]["stages_ms"].items()
+        if mean_ms >= 0.01 * sum(rows[0]["stages_ms"].values())
     ]
     left = [0.0] * len(rows)
     for name in names:
         widths = [row["stages_ms"].get(name, 0.0) for row in rows]
-        axes.barh([row["query"].replace(" with ", "\nwith ") for row in rows], widths, left=left, label=name)
+        axes.barh(
+            [row["query"].replace(" with ", "\nwith ") for row in rows],
+            widths,
+            left=left,
+            label=name,
+        )
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.set(xlabel="ms", title="stages of a query")
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))

@@ -1,6 +1,7 @@
 """Clients in a process of their own, so that their Python does not wait for that of the benchmark.
 
-`python -m tests.benchmarks.senders PORT FILE N_CLIENTS` sends the requests of a file and prints what came of it.
+`python -m tests.benchmarks.senders PORT FILE N_CLIENTS` sends the requests of a file and prints
+what came of it.
 
     file      request, one after the other
     request   length in bytes (8, big-endian) ‖ head and body of a POST
@@ -43,7 +44,14 @@ def write(path: Path, requests: Iterable[bytes]) -> None:
 
 def send(port: int, path: Path, n_clients: int) -> Sent:
     """Send the requests of a file from `n_clients` connections, each the next when it has its answer."""
-    command = [sys.executable, "-m", "tests.benchmarks.senders", str(port), str(path), str(n_clients)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.senders",
+        str(port),
+        str(path),
+        str(n_clients),
+    ]
     return Sent(**json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
 
 
@@ -76,7 +84,10 @@ def _send(port: int, waiting: list[memoryview], n_clients: int) -> Sent:
 
 def main() -> None:
     port, path, n_clients = sys.argv[1:]
-    with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with (
+        Path(path).open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
         requests = _read(memoryview(data))
         n_requests = len(requests)
         sent = _send(int(port), requests, int(n_clients))

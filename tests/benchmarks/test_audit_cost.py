@@ -38,4 +38,6 @@ async def test_an_upsert_with_and_without_the_audit_log(
             await services.vectors.upsert(ACCESS, items)
             times[is_on].append(time.perf_counter() - start)
     with_log, without = (statistics.median(times[is_on]) * 1000 for is_on in (True, False))
-    print(f"\nbatch {batch}: {with_log:.2f} ms with the log, {without:.2f} ms without, ratio {with_log / without:.3f}")
+    print(
+        f"\nbatch {batch}: {with_log:.2f} ms with the log, {without:.2f} ms without, ratio {with_log / without:.3f}"
+    )

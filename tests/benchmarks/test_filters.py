@@ -112,20 +112,37 @@ def test_filtered_search(filled: Service, dataset: Data, report: Report, state: 
     tokens, scans = tokenised(dataset), scanned(dataset)
     with Connection(filled.port) as connection:
         rows = [
-            measured(connection, dataset, name, wanted, N_MEASURED if name in tokens else N_MEASURED_SCANS)
+            measured(
+                connection,
+                dataset,
+                name,
+                wanted,
+                N_MEASURED if name in tokens else N_MEASURED_SCANS,
+            )
             for name, wanted in (tokens | scans).items()
         ]
-    report(f"filters_{state}", {"data": dataset.name, "n_items": len(dataset.ids), "top_k": TOP_K, "rows": rows})
+    report(
+        f"filters_{state}",
+        {"data": dataset.name, "n_items": len(dataset.ids), "top_k": TOP_K, "rows": rows},
+    )
     for row in rows:
         assert row["recall"] >= MIN_RECALL, row
         assert row["is_complete"], row
-        assert row["p50_ms"] <= (MAX_RATIO * row["unfiltered_p50_ms"] if row["filter"] in tokens else MAX_SCAN_MS), row
+        assert row["p50_ms"] <= (
+            MAX_RATIO * row["unfiltered_p50_ms"] if row["filter"] in tokens else MAX_SCAN_MS
+        ), row
 
 
-def measured(connection: Connection, dataset: Data, name: str, wanted: Filter, n_queries: int) -> dict[str, Any]:
+def measured(
+    connection: Connection, dataset: Data, name: str, wanted: Filter, n_queries: int
+) -> dict[str, Any]:
     """Send each query without and with the filter, in turn, and compare with the true filtered neighbours."""
-    found_at = np.array([row for row, metadata in enumerate(dataset.metadata) if matches(wanted, metadata)], np.intp)
-    assert connection.post("vectors/num_vectors", {**INDEX, "filters": wanted})["result"] == len(found_at)
+    found_at = np.array(
+        [row for row, metadata in enumerate(dataset.metadata) if matches(wanted, metadata)], np.intp
+    )
+    assert connection.post("vectors/num_vectors", {**INDEX, "filters": wanted})["result"] == len(
+        found_at
+    )
     times, recalls, lengths = [], [], []
     for position in range(n_queries):
         query = dataset.queries[position]
@@ -156,7 +173,12 @@ def changing(connection: Connection, dataset: Data, wanted: Filter) -> float:
     times = []
     for row in range(N_CHANGES):
         connection.post("vectors/upsert", {**INDEX, "items": items(dataset, range(row, row + 1))})
-        query = {**INDEX, "query_vectors": dataset.queries[row].tolist(), "top_k": TOP_K, "filters": wanted}
+        query = {
+            **INDEX,
+            "query_vectors": dataset.queries[row].tolist(),
+            "top_k": TOP_K,
+            "filters": wanted,
+        }
         times.append(timed(connection, query)[0])
     return milliseconds(times)[0]
 

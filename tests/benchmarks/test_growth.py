@@ -66,10 +66,17 @@ def test_growth(service: Service, report: Report, tmp_path: Path) -> None:
                 **train(service),
                 **search(service, queries, nearest),
             }
-        row |= {"worker_mb": max(peak.worker_mb), "database_mb": database_mb(service), **sizes_mb(service)}
+        row |= {
+            "worker_mb": max(peak.worker_mb),
+            "database_mb": database_mb(service),
+            **sizes_mb(service),
+        }
         print(row, flush=True)
         rows.append(row)
-    report("growth", {"data": f"generated {DIMENSION}", "dimension": DIMENSION, "top_k": TOP_K, "rows": rows})
+    report(
+        "growth",
+        {"data": f"generated {DIMENSION}", "dimension": DIMENSION, "top_k": TOP_K, "rows": rows},
+    )
     check(rows)
 
 
@@ -95,15 +102,24 @@ def train(service: Service) -> dict[str, Any]:
         answer = connection.post("indexes/train", NAME)
         assert answer["status"] == "success", (answer, service.log.read_text()[-2_000:])
         seconds = time.perf_counter() - start
-        return {"n_lists": connection.post("indexes/describe", NAME)["n_lists"], "training_s": seconds}
+        return {
+            "n_lists": connection.post("indexes/describe", NAME)["n_lists"],
+            "training_s": seconds,
+        }
 
 
 def search(service: Service, queries: Matrix, nearest: Nearest) -> dict[str, Any]:
-    bodies = [request("vectors/query", {**NAME, "query_vectors": query.tolist(), "top_k": TOP_K}) for query in queries]
+    bodies = [
+        request("vectors/query", {**NAME, "query_vectors": query.tolist(), "top_k": TOP_K})
+        for query in queries
+    ]
     taken = []
     with Connection(service.port) as connection:
         # The first round also prepares statements and reads what a restart would have to.
-        found = [{int(match["id"]) for match in json.loads(connection.send(body))["results"]} for body in bodies]
+        found = [
+            {int(match["id"]) for match in json.loads(connection.send(body))["results"]}
+            for body in bodies
+        ]
         for body in bodies:
             start = time.perf_counter()
             connection.send(body)

@@ -31,7 +31,9 @@ def upserts(dataset: Data, index_name: str, prefix: str, *, is_binary: bool) -> 
     index = {"index_name": index_name, "index_key": KEY}
     for rows in batched_rows(len(dataset.ids)):
         if is_binary:
-            yield request("vectors/upsert_binary", {**index, "batch": binary_batch(dataset, rows, prefix)})
+            yield request(
+                "vectors/upsert_binary", {**index, "batch": binary_batch(dataset, rows, prefix)}
+            )
         else:
             yield request("vectors/upsert", {**index, "items": items(dataset, rows, prefix)})
 
@@ -72,7 +74,13 @@ def ingest(service: Service, requests: Iterator[bytes], path: Path) -> dict[str,
 @pytest.mark.parametrize("is_binary", [True, False], ids=["binary", "json"])
 @pytest.mark.parametrize("dimension", [384, 1536])
 def test_ingest(
-    service: Service, dataset: Data, report: Report, tmp_path: Path, dimension: int, *, is_binary: bool
+    service: Service,
+    dataset: Data,
+    report: Report,
+    tmp_path: Path,
+    dimension: int,
+    *,
+    is_binary: bool,
 ) -> None:
     stored = dataset if dimension == dataset.vectors.shape[1] else generated(20_000, dimension, 100)
     name = f"ingest_{dimension}_{'binary' if is_binary else 'json'}"

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from app.crypto import aead
 from app.domain import Precision
-from app.services.batch import VECTOR_DTYPES
+from app.engine.batch import VECTOR_DTYPES
 from tests.benchmarks import data as datasets
 
 N_QUERIES = 500
@@ -15,7 +15,9 @@ def test_float16_finds_what_float32_finds() -> None:
     data = datasets.load(N_QUERIES)
     dimension = data.vectors.shape[1]
     print(f"\n{data.name}: {len(data.vectors):,} x {dimension}, {N_QUERIES} queries, exact search")
-    print("| precision | recall@10 | recall@100 | largest error of a number | bytes of a sealed vector |")
+    print(
+        "| precision | recall@10 | recall@100 | largest error of a number | bytes of a sealed vector |"
+    )
     print("|---|---|---|---|---|")
     for precision in Precision:
         dtype = VECTOR_DTYPES[precision]
@@ -30,4 +32,6 @@ def test_float16_finds_what_float32_finds() -> None:
 
 def recall(truth: NDArray[np.intp], found: NDArray[np.intp], k: int) -> float:
     """Return the mean share of the true `k` nearest among the `k` found."""
-    return float(np.mean([len(np.intersect1d(a[:k], b[:k])) / k for a, b in zip(truth, found, strict=True)]))
+    return float(
+        np.mean([len(np.intersect1d(a[:k], b[:k])) / k for a, b in zip(truth, found, strict=True)])
+    )

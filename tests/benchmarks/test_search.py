@@ -44,11 +44,15 @@ def plain(trained: Service, dataset: Data) -> Iterator[psycopg.Connection[Any]]:
 
 def train(service: Service, n_lists: int | None) -> None:
     with Connection(service.port) as connection:
-        connection.post("indexes/train", {"index_name": INDEX, "index_key": KEY, "n_lists": n_lists})
+        connection.post(
+            "indexes/train", {"index_name": INDEX, "index_key": KEY, "n_lists": n_lists}
+        )
 
 
 def lists_of(service: Service) -> int:
-    n_lists: int = service.post("indexes/describe", {"index_name": INDEX, "index_key": KEY}).json()["n_lists"]
+    n_lists: int = service.post("indexes/describe", {"index_name": INDEX, "index_key": KEY}).json()[
+        "n_lists"
+    ]
     return n_lists
 
 
@@ -78,7 +82,13 @@ def search_sealdex(connection: Connection, dataset: Data, k: int, **options: Any
     bodies = [
         request(
             "vectors/query",
-            {"index_name": INDEX, "index_key": KEY, "query_vectors": query.tolist(), "top_k": k, **options},
+            {
+                "index_name": INDEX,
+                "index_key": KEY,
+                "query_vectors": query.tolist(),
+                "top_k": k,
+                **options,
+            },
         )
         for query in dataset.queries
     ]
@@ -90,13 +100,39 @@ def search_sealdex(connection: Connection, dataset: Data, k: int, **options: Any
 
 
 def recall(search: Search, dataset: Data, k: int) -> float:
-    return float(np.mean([dataset.recall(position, search(position), k) for position in range(N_FOR_RECALL)]))
+    return float(
+        np.mean([dataset.recall(position, search(position), k) for position in range(N_FOR_RECALL)])
+    )
 
 
-def fewest_probes(plain: psycopg.Connection[Any], dataset: Data, k: int, wanted: float) -> tuple[int, float]:
+def fewest_probes(
+    plain: psycopg.Connection[Any], dataset: Data, k: int, wanted: float
+) -> tuple[int, float]:
     """Set and return the smallest number of probes with which the plaintext index reaches `wanted` recall."""
     search = search_plain(plain, dataset, k)
-    for n_probes in (1, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 256):
+    for n_probes in (
+        1,
+        2,
+        4,
+        6,
+        8,
+        10,
+        12,
+        14,
+        16,
+        20,
+        24,
+        28,
+        32,
+        40,
+        48,
+        56,
+        64,
+        80,
+        96,
+        128,
+        256,
+    ):
         plain.execute(f"SET ivfflat.probes = {n_probes}")
         if (reached := recall(search, dataset, k)) >= wanted:
             return n_probes, reached
@@ -109,7 +145,9 @@ def timed(search: Search, position: int) -> float:
     return time.perf_counter() - start
 
 
-def beside_plain(service: Service, plain: psycopg.Connection[Any], dataset: Data) -> list[dict[str, Any]]:
+def beside_plain(
+    service: Service, plain: psycopg.Connection[Any], dataset: Data
+) -> list[dict[str, Any]]:
     """Measure both in turn, at the same recall with the same number of lists."""
     rows = []
     n_lists = index_alike(plain, service)
@@ -119,7 +157,9 @@ def beside_plain(service: Service, plain: psycopg.Connection[Any], dataset: Data
             our_recall = recall(ours, dataset, k)
             n_probes, plain_recall = fewest_probes(plain, dataset, k, our_recall)
             theirs = search_plain(plain, dataset, k)
-            times = [(timed(ours, position), timed(theirs, position)) for position in range(N_MEASURED)]
+            times = [
+                (timed(ours, position), timed(theirs, position)) for position in range(N_MEASURED)
+            ]
         our_ms, plain_ms = (milliseconds(column) for column in zip(*times, strict=True))
         rows.append(
             {
@@ -152,7 +192,10 @@ def test_latency_at_the_same_recall(
 
 def test_throughput_by_clients(trained: Service, dataset: Data, report: Report) -> None:
     bodies = [
-        request("vectors/query", {"index_name": INDEX, "index_key": KEY, "query_vectors": query.tolist(), "top_k": 10})
+        request(
+            "vectors/query",
+            {"index_name": INDEX, "index_key": KEY, "query_vectors": query.tolist(), "top_k": 10},
+        )
         for query in dataset.queries
     ]
     rows = []
@@ -176,6 +219,10 @@ def test_recall_and_latency_by_target(trained: Service, dataset: Data, report: R
         for target in (0.80, 0.90, 0.95, 0.99):
             search = search_sealdex(connection, dataset, 10, target_recall=target)
             reached = recall(search, dataset, 10)
-            p50_ms, p99_ms = milliseconds([timed(search, position) for position in range(N_MEASURED)])
-            rows.append({"target_recall": target, "recall": reached, "p50_ms": p50_ms, "p99_ms": p99_ms})
+            p50_ms, p99_ms = milliseconds(
+                [timed(search, position) for position in range(N_MEASURED)]
+            )
+            rows.append(
+                {"target_recall": target, "recall": reached, "p50_ms": p50_ms, "p99_ms": p99_ms}
+            )
     report("target_recall", {"data": dataset.name, "rows": rows})

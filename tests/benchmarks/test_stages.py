@@ -28,7 +28,8 @@ def stage_seconds(service: Service) -> dict[str, float]:
 
 def test_stages_of_a_query(trained: Service, dataset: Data, report: Report) -> None:
     rows: list[dict[str, Any]] = [
-        {"query": name, "stages_ms": stages(trained, dataset, options)} for name, options in KINDS.items()
+        {"query": name, "stages_ms": stages(trained, dataset, options)}
+        for name, options in KINDS.items()
     ]
     for row in rows:
         print_table(row["query"], row["stages_ms"])

@@ -38,7 +38,8 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 def test_training_of_the_data_set(untrained: Service, dataset: Data, report: Report) -> None:
     bodies = [
-        request("vectors/query", {**NAME, "query_vectors": query.tolist(), "top_k": 10}) for query in dataset.queries
+        request("vectors/query", {**NAME, "query_vectors": query.tolist(), "top_k": 10})
+        for query in dataset.queries
     ]
     with Connection(untrained.port) as connection:
         connection.post("indexes/create", {**NAME, "metric": "cosine"})
@@ -47,7 +48,10 @@ def test_training_of_the_data_set(untrained: Service, dataset: Data, report: Rep
         answers: list[dict[str, Any]] = []
         for mode in ("first, alone", "again, with queries"):
             before = latencies(connection, bodies)
-            with peak_memory(untrained) as peak, load(untrained, bodies, is_on="queries" in mode) as during:
+            with (
+                peak_memory(untrained) as peak,
+                load(untrained, bodies, is_on="queries" in mode) as during,
+            ):
                 start = time.perf_counter()
                 assert connection.post("indexes/train", NAME)["status"] == "success"
                 seconds = time.perf_counter() - start
@@ -61,14 +65,18 @@ def test_training_of_the_data_set(untrained: Service, dataset: Data, report: Rep
                 }
             )
         recalls = {k: recall(connection, NAME, dataset, k) for k in (10, 100)}
-    report("training", {"data": dataset.name, "n_items": len(dataset.ids), "rows": answers, "recall": recalls})
+    report(
+        "training",
+        {"data": dataset.name, "n_items": len(dataset.ids), "rows": answers, "recall": recalls},
+    )
     assert max(answer["peak_mb"] for answer in answers) <= MAX_MEMORY_MB
     assert recalls[10] >= 0.95
     assert recalls[100] >= 0.93
 
 
 @pytest.mark.parametrize(
-    ("metric", "n", "d"), [("euclidean", 60_000, 384), ("cosine", 11_000, 3_072), ("euclidean", 20_000, 4)]
+    ("metric", "n", "d"),
+    [("euclidean", 60_000, 384), ("cosine", 11_000, 3_072), ("euclidean", 20_000, 4)],
 )
 def test_recall_after_upserts_alone(
     bench_service: Service, dataset: Data, report: Report, metric: str, n: int, d: int
@@ -81,18 +89,30 @@ def test_recall_after_upserts_alone(
         for start in range(0, len(vectors), BATCH):
             rows = range(start, min(start + BATCH, len(vectors)))
             batch = [{"id": str(row), "vector": vectors[row].tolist()} for row in rows]
-            triggers.append(connection.post("vectors/upsert", {**name, "items": batch}).get("training_triggered"))
+            triggers.append(
+                connection.post("vectors/upsert", {**name, "items": batch}).get(
+                    "training_triggered"
+                )
+            )
         assert True in triggers
         wait(bench_service)
         description = connection.post("indexes/describe", name)
         truth = nearest(metric, vectors, queries)
         found = {
             k: float(
-                np.mean([share(connection, name, query, true[:k]) for query, true in zip(queries, truth, strict=True)])
+                np.mean(
+                    [
+                        share(connection, name, query, true[:k])
+                        for query, true in zip(queries, truth, strict=True)
+                    ]
+                )
             )
             for k in (10, 100)
         }
-    report(f"recall-{metric}-{d}", {"n_items": len(vectors), "n_lists": description["n_lists"], "recall": found})
+    report(
+        f"recall-{metric}-{d}",
+        {"n_items": len(vectors), "n_lists": description["n_lists"], "recall": found},
+    )
     assert description["is_trained"]
     assert found[10] >= 0.95
     assert found[100] >= 0.93
@@ -112,7 +132,9 @@ def test_openai_embeddings_keep_their_order(bench_service: Service, report: Repo
             assert results[0] == {"id": str(row), "distance": 0}
             similarity = (vectors[true[:50]] @ vector) / np.linalg.norm(vectors[true[:50]], axis=1)
             expected = 1 - similarity / np.linalg.norm(vector)
-            assert [result["distance"] for result in results] == pytest.approx(expected.tolist(), abs=1e-5)
+            assert [result["distance"] for result in results] == pytest.approx(
+                expected.tolist(), abs=1e-5
+            )
     report("ada-002", {"n_items": len(vectors), "order": "exact"})
 
 
@@ -132,7 +154,9 @@ def ada_002() -> Matrix:
 def real_with_norms(dataset: Data) -> tuple[Matrix, Matrix]:
     rng = np.random.default_rng(5)
     vectors = dataset.vectors * rng.uniform(0.5, 2, (len(dataset.vectors), 1)).astype(np.float32)
-    return vectors, dataset.queries[:N_QUERIES] * rng.uniform(0.5, 2, (N_QUERIES, 1)).astype(np.float32)
+    return vectors, dataset.queries[:N_QUERIES] * rng.uniform(0.5, 2, (N_QUERIES, 1)).astype(
+        np.float32
+    )
 
 
 def clusters(n: int, d: int) -> tuple[Matrix, Matrix]:
@@ -140,7 +164,9 @@ def clusters(n: int, d: int) -> tuple[Matrix, Matrix]:
     centres = rng.standard_normal((200, d))
 
     def around(count: int) -> Matrix:
-        return (centres[rng.integers(200, size=count)] + 0.5 * rng.standard_normal((count, d))).astype(np.float32)
+        return (
+            centres[rng.integers(200, size=count)] + 0.5 * rng.standard_normal((count, d))
+        ).astype(np.float32)
 
     return around(n), around(N_QUERIES)
 
@@ -163,7 +189,9 @@ def share(connection: Connection, name: dict[str, str], query: Matrix, true: Any
 def recall(connection: Connection, name: dict[str, str], dataset: Data, k: int) -> float:
     shares = []
     for position, query in enumerate(dataset.queries):
-        results = connection.post("vectors/query", {**name, "query_vectors": query.tolist(), "top_k": k})["results"]
+        results = connection.post(
+            "vectors/query", {**name, "query_vectors": query.tolist(), "top_k": k}
+        )["results"]
         shares.append(dataset.recall(position, [result["id"] for result in results], k))
     return float(np.mean(shares))
 

@@ -1,6 +1,7 @@
 """LangChain's own suite for vector stores, against the store in the vendor's SDK and a running service.
 
-Run by `test_langchain.py` in an environment of its own; URL and API key come from COMPAT_URL and COMPAT_API_KEY.
+Run by `test_langchain.py` in an environment of its own; URL and API key come from COMPAT_URL and
+COMPAT_API_KEY.
 """
 
 import os
@@ -15,7 +16,10 @@ import pytest
 from cyborgdb.integrations.langchain import CyborgVectorStore
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
-from langchain_tests.integration_tests.vectorstores import EMBEDDING_SIZE, VectorStoreIntegrationTests
+from langchain_tests.integration_tests.vectorstores import (
+    EMBEDDING_SIZE,
+    VectorStoreIntegrationTests,
+)
 
 
 def new_store(kind: type[CyborgVectorStore] = CyborgVectorStore) -> CyborgVectorStore:
@@ -46,7 +50,9 @@ def client_side(name: str) -> Any:
 
 
 def copy_of(function: Any) -> Any:
-    return FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
+    return FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__
+    )
 
 
 class TestStandard(VectorStoreIntegrationTests):
@@ -63,13 +69,19 @@ class TestStandard(VectorStoreIntegrationTests):
     test_add_documents = client_side("test_add_documents")
     test_deleting_documents = client_side("test_deleting_documents")
     test_deleting_bulk_documents = client_side("test_deleting_bulk_documents")
-    test_add_documents_with_ids_is_idempotent = client_side("test_add_documents_with_ids_is_idempotent")
+    test_add_documents_with_ids_is_idempotent = client_side(
+        "test_add_documents_with_ids_is_idempotent"
+    )
     test_add_documents_by_id_with_mutation = client_side("test_add_documents_by_id_with_mutation")
     test_add_documents_async = client_side("test_add_documents_async")
     test_deleting_documents_async = client_side("test_deleting_documents_async")
     test_deleting_bulk_documents_async = client_side("test_deleting_bulk_documents_async")
-    test_add_documents_with_ids_is_idempotent_async = client_side("test_add_documents_with_ids_is_idempotent_async")
-    test_add_documents_by_id_with_mutation_async = client_side("test_add_documents_by_id_with_mutation_async")
+    test_add_documents_with_ids_is_idempotent_async = client_side(
+        "test_add_documents_with_ids_is_idempotent_async"
+    )
+    test_add_documents_by_id_with_mutation_async = client_side(
+        "test_add_documents_by_id_with_mutation_async"
+    )
 
 
 class StoreWithIds(CyborgVectorStore):
@@ -79,7 +91,13 @@ class StoreWithIds(CyborgVectorStore):
         own = [document.id or secrets.token_hex(8) for document in documents]
         return super().add_documents(documents, ids=ids or own)
 
-    def similarity_search(self, query: str, k: int = 4, filter: Any = None, **_: Any) -> list[Document]:  # noqa: A002
+    def similarity_search(
+        self,
+        query: str,
+        k: int = 4,
+        filter: Any = None,  # noqa: A002
+        **_: Any,
+    ) -> list[Document]:
         return [self._document(match) for match in self._execute_query(query, k, filter)]
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
@@ -152,7 +170,9 @@ def test_get_returns_documents_by_id(filled: CyborgVectorStore) -> None:
 def test_delete_removes_documents(filled: CyborgVectorStore) -> None:
     assert filled.delete(["0", "unknown"])
     assert filled.get(["0"]) == []
-    assert {document.page_content for document in filled.similarity_search("apple", k=10)} == set(TEXTS[1:])
+    assert {document.page_content for document in filled.similarity_search("apple", k=10)} == set(
+        TEXTS[1:]
+    )
 
 
 def test_a_retriever_searches(filled: CyborgVectorStore) -> None:
@@ -160,7 +180,9 @@ def test_a_retriever_searches(filled: CyborgVectorStore) -> None:
     assert [document.page_content for document in found] == ["green apple"]
 
 
-@pytest.mark.skipif(metadata.version("cyborgdb").startswith("0.12."), reason="0.12 embeds all texts itself")
+@pytest.mark.skipif(
+    metadata.version("cyborgdb").startswith("0.12."), reason="0.12 embeds all texts itself"
+)
 def test_own_embeddings_can_be_added(store: CyborgVectorStore) -> None:
     vectors = np.eye(2, EMBEDDING_SIZE, dtype=np.float32)
     store.add_texts(["first", "second"], ids=["1", "2"], embeddings=vectors)

@@ -2,8 +2,8 @@
 
     python -m tests.compat.releases http://127.0.0.1:8000 ROOT_KEY [--write]
 
-Each release gets a virtual environment of its own under `.cache/compat`, made when it is first needed. `--write` puts
-the matrix into docs/compatibility.md.
+Each release gets a virtual environment of its own under `.cache/compat`, made when it is first
+needed. `--write` puts the matrix into docs/compatibility.md.
 """
 
 import argparse
@@ -33,7 +33,8 @@ Outcome = dict[str, str]
 def python_environment(release: str) -> Path:
     """Return the interpreter of a virtual environment with a release of the Python SDK.
 
-    What the SDK depends on is that of the environment this runs in: installing it anew for each would take minutes.
+    What the SDK depends on is that of the environment this runs in: installing it anew for each
+    would take minutes.
     """
     directory = _CACHE / f"python-{release}-{sys.version_info.major}.{sys.version_info.minor}"
     python = directory / "bin" / "python"
@@ -69,8 +70,16 @@ def js_environment(release: str) -> Path:
     if not stamp.exists():
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "package.json").write_text('{"private": true}')
-        # The SDK loads LangChain's classes at its start, and leaves it to its users to install them.
-        install = ["npm", "install", "--no-audit", "--no-fund", f"cyborgdb@{release}", "@langchain/core"]
+        # The SDK loads LangChain's classes at its start, and leaves it to its users to install
+        # them.
+        install = [
+            "npm",
+            "install",
+            "--no-audit",
+            "--no-fund",
+            f"cyborgdb@{release}",
+            "@langchain/core",
+        ]
         subprocess.run(install, check=True, capture_output=True, text=True, cwd=directory)
         stamp.touch()
     return directory
@@ -78,7 +87,9 @@ def js_environment(release: str) -> Path:
 
 def run_python(release: str, url: str, api_key: str) -> Outcome:
     """Run the scenario with a release of the Python SDK."""
-    return _outcome([str(python_environment(release)), str(_HERE / "scenario.py"), url, api_key], _HERE)
+    return _outcome(
+        [str(python_environment(release)), str(_HERE / "scenario.py"), url, api_key], _HERE
+    )
 
 
 def run_langchain(release: str, url: str, api_key: str, *more: str) -> Outcome:
@@ -101,8 +112,23 @@ def run_langchain(release: str, url: str, api_key: str, *more: str) -> Outcome:
         "-c",
         os.devnull,
     ]
-    command = [*pytest, "-p", "no:cacheprovider", "--asyncio-mode=auto", *more, "langchain_suite.py"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=_HERE, env=environment)
+    command = [
+        *pytest,
+        "-p",
+        "no:cacheprovider",
+        "--asyncio-mode=auto",
+        *more,
+        "langchain_suite.py",
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=_HERE,
+        env=environment,
+    )
     last = done.stdout.splitlines()[-1] if done.stdout else done.stderr[-2000:]
     failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR l"))]
     return {"suite": f"fail: {last} {failed}" if done.returncode else f"pass: {last}"}
@@ -119,12 +145,23 @@ def has_node() -> bool:
 
 
 def _pip(python: Path, *packages: str) -> None:
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
     subprocess.run([*pip, *packages], check=True, capture_output=True, text=True)
 
 
 def _outcome(command: list[str], directory: Path) -> Outcome:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=directory)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, cwd=directory
+    )
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
         return {"start": f"fail: {done.stderr[-2000:]}"}
@@ -137,7 +174,10 @@ def matrix(outcomes: dict[str, Outcome]) -> str:
     steps = list(dict.fromkeys(step for outcome in outcomes.values() for step in outcome))
     lines = [f"| step | {' | '.join(outcomes)} |", "|---" * (len(outcomes) + 1) + "|"]
     for step in steps:
-        results = [outcome.get(step, "no").partition(":")[0].replace("no", " ") for outcome in outcomes.values()]
+        results = [
+            outcome.get(step, "no").partition(":")[0].replace("no", " ")
+            for outcome in outcomes.values()
+        ]
         lines.append(f"| {step.replace('_', ' ')} | {' | '.join(results)} |")
     return "\n".join(lines) + "\n"
 
@@ -152,7 +192,9 @@ def write(table: str, document: Path = _DOCUMENT) -> None:
 
 def run_all(url: str, api_key: str) -> dict[str, Outcome]:
     """Run all scenarios; the outcome of LangChain's suite is one more step of a release."""
-    outcomes = {f"Python {release}": run_python(release, url, api_key) for release in PYTHON_RELEASES}
+    outcomes = {
+        f"Python {release}": run_python(release, url, api_key) for release in PYTHON_RELEASES
+    }
     for release in LANGCHAIN_RELEASES:
         outcomes[f"Python {release}"]["LangChain"] = run_langchain(release, url, api_key)["suite"]
     if has_node():
@@ -162,10 +204,14 @@ def run_all(url: str, api_key: str) -> dict[str, Outcome]:
 
 def main() -> int:
     """Run all scenarios; return how many steps failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("url")
     parser.add_argument("api_key")
-    parser.add_argument("--write", action="store_true", help="put the matrix into docs/compatibility.md")
+    parser.add_argument(
+        "--write", action="store_true", help="put the matrix into docs/compatibility.md"
+    )
     arguments = parser.parse_args()
     outcomes = run_all(arguments.url, arguments.api_key)
     table = matrix(outcomes)

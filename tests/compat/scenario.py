@@ -1,7 +1,8 @@
 """One scenario with the vendor's Python SDK, any release from 0.11 on: `python scenario.py URL API_KEY`.
 
-It runs in a virtual environment of that release, so it imports nothing of the project. Prints a JSON object: what
-each step ended in, "pass", "fail: …", or "no: …" for what the release itself cannot do.
+It runs in a virtual environment of that release, so it imports nothing of the project. Prints a
+JSON object: what each step ended in, "pass", "fail: …", or "no: …" for what the release itself
+cannot do.
 """
 
 import inspect
@@ -50,7 +51,9 @@ class Scenario:
 
     def create(self) -> None:
         if HAS_FLAT_CREATE:
-            self.index = self.client.create_index(self.name, self.key, dimension=DIMENSION, metric="euclidean")
+            self.index = self.client.create_index(
+                self.name, self.key, dimension=DIMENSION, metric="euclidean"
+            )
         else:
             config = _config("IndexIVFFlat", dimension=DIMENSION, n_lists=4, metric="euclidean")
             self.index = self.client.create_index(self.name, self.key, config)
@@ -59,18 +62,28 @@ class Scenario:
     def create_kinds(self) -> None:
         """The other configurations the release offers."""
         if HAS_FLAT_CREATE:
-            made = [self.client.create_index(f"{self.name}-16", self.key, storage_precision="float16")]
+            made = [
+                self.client.create_index(f"{self.name}-16", self.key, storage_precision="float16")
+            ]
         else:
-            kinds = {"IndexIVF": {}, "IndexIVFPQ": {"pq_dim": 8, "pq_bits": 8}, "IndexIVFSQ": {"sq_bits": 16}}
+            kinds = {
+                "IndexIVF": {},
+                "IndexIVFPQ": {"pq_dim": 8, "pq_bits": 8},
+                "IndexIVFSQ": {"sq_bits": 16},
+            }
             made = [
                 self.client.create_index(
-                    f"{self.name}-{kind}", self.key, _config(kind, dimension=DIMENSION, n_lists=4, **more)
+                    f"{self.name}-{kind}",
+                    self.key,
+                    _config(kind, dimension=DIMENSION, n_lists=4, **more),
                 )
                 for kind, more in kinds.items()
                 if _config_class(kind) is not None
             ]
             if RELEASE >= (0, 12):
-                made.append(self.client.create_index(f"{self.name}-bare", self.key, metric="cosine"))
+                made.append(
+                    self.client.create_index(f"{self.name}-bare", self.key, metric="cosine")
+                )
         for index in made:
             index.upsert([{"id": "a", "vector": self.vectors[0].tolist()}])
             assert not index.is_trained()
@@ -78,7 +91,11 @@ class Scenario:
 
     def upsert(self) -> None:
         items: list[dict[str, Any]] = [
-            {"id": f"{n}", "vector": row.tolist(), "metadata": {"n": n, "group": group(n), "tags": ["a", str(n)]}}
+            {
+                "id": f"{n}",
+                "vector": row.tolist(),
+                "metadata": {"n": n, "group": group(n), "tags": ["a", str(n)]},
+            }
             for n, row in enumerate(self.vectors[:100])
         ]
         if HAS_CONTENTS:
@@ -92,15 +109,25 @@ class Scenario:
         if not HAS_BINARY:
             raise NotInThisRelease("binary upsert")
         rows = [{"n": n, "group": group(n)} for n in range(100, N_ITEMS)]
-        more = {"contents": [None, *[f"text {n}" for n in range(101, N_ITEMS)]]} if HAS_BINARY_CONTENTS else {}
-        self.index.upsert_binary([f"{n}" for n in range(100, N_ITEMS)], self.vectors[100:], metadata=rows, **more)
+        more = (
+            {"contents": [None, *[f"text {n}" for n in range(101, N_ITEMS)]]}
+            if HAS_BINARY_CONTENTS
+            else {}
+        )
+        self.index.upsert_binary(
+            [f"{n}" for n in range(100, N_ITEMS)], self.vectors[100:], metadata=rows, **more
+        )
         got = self.index.get(["150"])[0]
         assert got["metadata"] == rows[50]
         assert got["contents"] == ("text 150" if HAS_BINARY_CONTENTS else "")
 
     def describe(self) -> None:
         if HAS_FLAT_CREATE:
-            assert (self.index.dimension, self.index.metric, self.index.n_lists) == (DIMENSION, "euclidean", 1)
+            assert (self.index.dimension, self.index.metric, self.index.n_lists) == (
+                DIMENSION,
+                "euclidean",
+                1,
+            )
         else:
             assert self.index.index_type == "ivfflat"
             config = self.index.index_config
@@ -127,7 +154,9 @@ class Scenario:
         found = self.index.query(self.vectors[9], top_k=2)
         # A single vector came back in a list of its own in 0.12.
         assert (found[0] if isinstance(found[0], list) else found)[0]["id"] == "9"
-        assert [matches[0]["id"] for matches in self.index.query(self.vectors[[9, 4]], top_k=2)] == ["9", "4"]
+        assert [
+            matches[0]["id"] for matches in self.index.query(self.vectors[[9, 4]], top_k=2)
+        ] == ["9", "4"]
 
     def query_defaults(self) -> None:
         assert len(self._query(self.vectors[0])) == 100
@@ -141,7 +170,9 @@ class Scenario:
             found = self._query(self.vectors[0], top_k=500, filters=condition, include=["metadata"])
             # What upsert_binary has stored has a group and a number, but no tags.
             n_known = N_ITEMS if HAS_BINARY and "tags" not in condition else 100
-            assert {int(match["id"]) for match in found} == {n for n in range(n_known) if matches(n)}
+            assert {int(match["id"]) for match in found} == {
+                n for n in range(n_known) if matches(n)
+            }
 
     def get(self) -> None:
         got = {item["id"]: item for item in self.index.get(["1", "2", "unknown"])}
@@ -154,7 +185,9 @@ class Scenario:
     def contents(self) -> None:
         if not HAS_CONTENTS:
             raise NotInThisRelease("contents: its own model refuses them")
-        self.index.upsert([{"id": "bytes", "vector": self.vectors[0].tolist(), "contents": b"\x00\xff"}])
+        self.index.upsert(
+            [{"id": "bytes", "vector": self.vectors[0].tolist(), "contents": b"\x00\xff"}]
+        )
         # The SDK sends bytes as base64 text, and does not decode it on the way back.
         assert _text(self.index.get(["bytes"], include=["contents"])[0]["contents"]) == "AP8="
         self.index.delete(["bytes"])
@@ -184,7 +217,9 @@ class Scenario:
             assert loaded.dimension == DIMENSION
 
     def wrong_key(self) -> None:
-        index = type(self.index)(self.name, secrets.token_bytes(32), self.index._api, self.index._api_client)
+        index = type(self.index)(
+            self.name, secrets.token_bytes(32), self.index._api, self.index._api_client
+        )
         refusal = ""
         try:
             index.get(["1"])

@@ -21,10 +21,18 @@ def prepare(service: Service) -> None:
     service.environment = {"SEALDEX_ROOT_KEY": ROOT_KEY, "SEALDEX_WORKERS": "1"}
     service.start()
     items = [
-        {"id": str(number), "vector": [float(number), 1.0, 0.0], "contents": "text", "metadata": {"number": number}}
+        {
+            "id": str(number),
+            "vector": [float(number), 1.0, 0.0],
+            "contents": "text",
+            "metadata": {"number": number},
+        }
         for number in range(20)
     ]
-    for route, fields in (("indexes/create", {"dimension": DIMENSION}), ("vectors/upsert", {"items": items})):
+    for route, fields in (
+        ("indexes/create", {"dimension": DIMENSION}),
+        ("vectors/upsert", {"items": items}),
+    ):
         answer = service.post(route, {**INDEX, **fields}, **{"X-API-Key": ROOT_KEY})
         assert answer.status_code == httpx.codes.OK, answer.text
 
@@ -32,9 +40,28 @@ def prepare(service: Service) -> None:
 def fuzz(service: Service, n_examples: int, seed: int) -> int:
     """Return how many cases passed, about `n_examples` a route and phase. Fails with the report of Schemathesis."""
     command = [
-        *(str(Path(sys.executable).with_name("schemathesis")), "run", f"{service.url}/v1/openapi.json"),
-        *("--checks", _CHECKS, "--max-examples", str(n_examples), "--seed", str(seed), "--no-shrink"),
-        *("--header", f"X-API-Key: {ROOT_KEY}", "--suppress-health-check", "all", "--warnings", "off"),
+        *(
+            str(Path(sys.executable).with_name("schemathesis")),
+            "run",
+            f"{service.url}/v1/openapi.json",
+        ),
+        *(
+            "--checks",
+            _CHECKS,
+            "--max-examples",
+            str(n_examples),
+            "--seed",
+            str(seed),
+            "--no-shrink",
+        ),
+        *(
+            "--header",
+            f"X-API-Key: {ROOT_KEY}",
+            "--suppress-health-check",
+            "all",
+            "--warnings",
+            "off",
+        ),
     ]
     environment = {
         **os.environ,
@@ -42,7 +69,9 @@ def fuzz(service: Service, n_examples: int, seed: int) -> int:
         "PYTHONPATH": str(_ROOT),
         "NO_COLOR": "1",
     }
-    run = subprocess.run(command, env=environment, cwd=service.data_dir, check=False, capture_output=True, text=True)
+    run = subprocess.run(
+        command, env=environment, cwd=service.data_dir, check=False, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stdout[-10_000:] + run.stderr[-2_000:]
     passed = re.search(r"([\d,]+) generated, ([\d,]+) passed", run.stdout)
     assert passed is not None, run.stdout[-2_000:]

@@ -1,6 +1,7 @@
 """Sends most of what Schemathesis makes up to an index that is there, so that it gets beyond "unknown index".
 
-Loaded by the command `schemathesis` through SCHEMATHESIS_HOOKS. One body in five stays as it was made.
+Loaded by the command `schemathesis` through SCHEMATHESIS_HOOKS. One body in five stays as it was
+made.
 """
 
 import zlib

@@ -53,7 +53,9 @@ class Client:
             found = {name: stored[name] for name in self.in_doubt}
             before = {name: self.state.get(name) for name in self.in_doubt}
             if found not in (self.in_doubt, before):
-                raise Broken(f"client {self.number}: half of a batch is there: {differing(found, before)}")
+                raise Broken(
+                    f"client {self.number}: half of a batch is there: {differing(found, before)}"
+                )
             self.state |= found
             self.in_doubt = {}
         wanted = {name: self.state.get(name) for name in stored}
@@ -67,7 +69,9 @@ class Client:
     def _step(self, http: httpx.Client, rng: random.Random) -> bool:
         """Send one request; tell whether to go on."""
         kind = rng.random()
-        names = [self._id(number) for number in rng.sample(range(N_IDS), rng.randint(1, _MAX_BATCH))]
+        names = [
+            self._id(number) for number in rng.sample(range(N_IDS), rng.randint(1, _MAX_BATCH))
+        ]
         if kind < _SHARE_OF_UPSERTS:
             self.version += 1
             return self._write(http, "upsert", {name: self._item(name) for name in names})
@@ -76,7 +80,9 @@ class Client:
         return self._read(http, names)
 
     def _write(self, http: httpx.Client, route: str, changes: State) -> bool:
-        body: dict[str, Any] = {"ids": list(changes)} if route == "delete" else {"items": list(changes.values())}
+        body: dict[str, Any] = (
+            {"ids": list(changes)} if route == "delete" else {"items": list(changes.values())}
+        )
         self.in_doubt = changes
         answer = self._post(http, route, body)
         if answer is None:
@@ -94,7 +100,9 @@ class Client:
         found = {item["id"]: item for item in answer["results"]}
         wanted = {name: item for name in names if (item := self.state.get(name)) is not None}
         if found != wanted:
-            raise Broken(f"client {self.number}: read something else than was acknowledged: {differing(found, wanted)}")
+            raise Broken(
+                f"client {self.number}: read something else than was acknowledged: {differing(found, wanted)}"
+            )
         return True
 
     def _stored(self, http: httpx.Client, names: list[str]) -> State:
@@ -134,4 +142,7 @@ class Client:
 def differing(found: State | dict[str, Item], wanted: State | dict[str, Item]) -> str:
     """Up to three entries that are not the same in both."""
     names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
-    return "; ".join(f"{name}: found {found.get(name)}, expected {wanted.get(name)}" for name in sorted(names)[:3])
+    return "; ".join(
+        f"{name}: found {found.get(name)}, expected {wanted.get(name)}"
+        for name in sorted(names)[:3]
+    )

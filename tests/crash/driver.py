@@ -2,11 +2,12 @@
 
     python -m tests.crash.driver --cycles 1000 --seed 1
 
-Each cycle: clients write and read, something is killed, what is down is started again, everything is compared with
-what was acknowledged, and the audit log with that. Every five cycles have all faults.
+Each cycle: clients write and read, something is killed, what is down is started again, everything
+is compared with what was acknowledged, and the audit log with that. Every five cycles have all
+faults.
 
-A seed gives the same requests, faults and delays; which of the requests is under way when the fault comes is the
-machine's affair. The data of a run that fails is kept.
+A seed gives the same requests, faults and delays; which of the requests is under way when the fault
+comes is the machine's affair. The data of a run that fails is kept.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from app.store.embedded import _bin_dir
+from app.server.postgres import _bin_dir
 from tests.crash import checks
 from tests.crash.client import Broken, Client
 from tests.service.conftest import Service, new_service, workers_of
@@ -56,7 +57,10 @@ class Run:
     service: Service
     seed: int
     index: dict[str, str] = field(
-        default_factory=lambda: {"index_name": checks.INDEX_NAME, "index_key": secrets.token_hex(32)}
+        default_factory=lambda: {
+            "index_name": checks.INDEX_NAME,
+            "index_key": secrets.token_hex(32),
+        }
     )
     clients: list[Client] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
@@ -68,15 +72,22 @@ class Run:
         self.service.start()
         answer = self.service.post("indexes/create", {**self.index, "dimension": 4})
         assert answer.status_code == httpx.codes.OK, answer.text
-        base = [{"id": f"base-{number}", "vector": [9.0, number / 8, 0.0, 1.0]} for number in range(_N_BASE)]
+        base = [
+            {"id": f"base-{number}", "vector": [9.0, number / 8, 0.0, 1.0]}
+            for number in range(_N_BASE)
+        ]
         answer = self.service.post("vectors/upsert", {**self.index, "items": base})
         assert answer.status_code == httpx.codes.OK, answer.text
-        self.clients = [Client(self.service.url, self.index, number) for number in range(_N_CLIENTS)]
+        self.clients = [
+            Client(self.service.url, self.index, number) for number in range(_N_CLIENTS)
+        ]
 
     def cycle(self, number: int) -> None:
         """Work, kill, start, verify. Raises `Broken`."""
         rng = random.Random(f"{self.seed} {number}")
-        order = random.Random(f"{self.seed} faults {number // len(FAULTS)}").sample(FAULTS, len(FAULTS))
+        order = random.Random(f"{self.seed} faults {number // len(FAULTS)}").sample(
+            FAULTS, len(FAULTS)
+        )
         fault = order[number % len(FAULTS)]
         self.faults[fault] += 1
         self._work_until(fault, rng)
@@ -87,9 +98,12 @@ class Run:
     def _work_until(self, fault: str, rng: random.Random) -> None:
         stop = threading.Event()
         threads = [
-            threading.Thread(target=client.work, args=(random.Random(rng.random()), stop)) for client in self.clients
+            threading.Thread(target=client.work, args=(random.Random(rng.random()), stop))
+            for client in self.clients
         ]
-        threads.append(threading.Thread(target=self._train_until, args=(stop, random.Random(rng.random()))))
+        threads.append(
+            threading.Thread(target=self._train_until, args=(stop, random.Random(rng.random())))
+        )
         for thread in threads:
             thread.start()
         self._wait_for_writes(rng.randint(1, _MOST_WRITES))
@@ -114,7 +128,9 @@ class Run:
         ):
             while not stop.is_set():
                 try:
-                    answer = http.post("indexes/train", json={**self.index, "n_lists": rng.choice((4, 8, 16))})
+                    answer = http.post(
+                        "indexes/train", json={**self.index, "n_lists": rng.choice((4, 8, 16))}
+                    )
                 except httpx.ReadTimeout:
                     self.hung = f"a training has not answered for {_TRAINING_PATIENCE_S} s"
                     return
@@ -149,8 +165,8 @@ class Run:
             self._wait_for_workers()
             return
         if fault not in {"supervisor", "all processes"}:
-            # The service cannot bring its database back by itself: its supervisor is what does, at the start. An
-            # operator stops it first, or kills it.
+            # The service cannot bring its database back by itself: its supervisor is what does, at
+            # the start. An operator stops it first, or kills it.
             (self._stop if rng.random() < _SHARE_OF_STOPS else self.service.kill)()
         elif self.service.process is not None:
             self.service.process.wait(_PATIENCE_S)
@@ -183,7 +199,10 @@ class Run:
         deadline = time.monotonic() + _PATIENCE_S
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.TransportError):
-                if self.service.post("vectors/num_vectors", self.index).status_code == httpx.codes.OK:
+                if (
+                    self.service.post("vectors/num_vectors", self.index).status_code
+                    == httpx.codes.OK
+                ):
                     return
             time.sleep(0.05)
         raise Broken("no worker answers after one was killed")
@@ -202,7 +221,12 @@ class Run:
                 raise Broken(f"num_vectors says {counted}, stored are {len(held) + _N_BASE}")
             for name in rng.sample(sorted(held), min(_N_CHECKED_BY_QUERY, len(held))):
                 # All lists and all items: what is looked for here is not the recall.
-                body = {**self.index, "query_vectors": held[name]["vector"], "n_probes": 16, "rerank_mult": 10_000}
+                body = {
+                    **self.index,
+                    "query_vectors": held[name]["vector"],
+                    "n_probes": 16,
+                    "rerank_mult": 10_000,
+                }
                 body |= {"top_k": 1, "include": ["distance"]}
                 found = http.post("vectors/query", json=body).json()["results"]
                 if found != [{"id": name, "distance": 0.0}]:
@@ -215,7 +239,9 @@ class Run:
         self._check_leftovers()
 
     def _train_again(self, http: httpx.Client, rng: random.Random) -> None:
-        trained = http.post("indexes/train", json={**self.index, "n_lists": rng.choice((4, 8, 16))}).json()
+        trained = http.post(
+            "indexes/train", json={**self.index, "n_lists": rng.choice((4, 8, 16))}
+        ).json()
         if trained["status"] != "success":
             raise Broken(f"no training after the restart: {trained['message']}")
 
@@ -239,7 +265,11 @@ class Run:
 
     def _make_and_drop_an_index(self, rng: random.Random) -> None:
         """Leave work for the sweeper just before the next fault, or an empty index for ever."""
-        body = {"index_name": f"short-lived-{rng.random()}", "index_key": self.index["index_key"], "dimension": 4}
+        body = {
+            "index_name": f"short-lived-{rng.random()}",
+            "index_key": self.index["index_key"],
+            "dimension": 4,
+        }
         for route in ("indexes/create", "indexes/delete"):
             answer = self.service.post(route, body)
             if answer.status_code != httpx.codes.OK:
@@ -265,7 +295,9 @@ def crash(n_cycles: int, seed: int) -> str:
     """Run `n_cycles` cycles and return the figures. Raises `Broken`, naming seed, cycle and where the data is."""
     assert (_bin_dir() / "postgres").exists()
     directory = Path(tempfile.mkdtemp(prefix="sealdex-crash-"))
-    service = new_service(directory, SEALDEX_WORKERS="2", SEALDEX_AUDIT_READS="true", SEALDEX_LOG_LEVEL="INFO")
+    service = new_service(
+        directory, SEALDEX_WORKERS="2", SEALDEX_AUDIT_READS="true", SEALDEX_LOG_LEVEL="INFO"
+    )
     run = Run(service, seed)
     try:
         run.prepare()
@@ -297,7 +329,10 @@ def main() -> None:
     print(f"seed {options.seed}", flush=True)
     started = time.monotonic()
     try:
-        print(crash(options.cycles, options.seed), f"in {time.monotonic() - started:.0f} s, nothing lost")
+        print(
+            crash(options.cycles, options.seed),
+            f"in {time.monotonic() - started:.0f} s, nothing lost",
+        )
     except Broken as broken:
         sys.exit(str(broken))
 

@@ -1,7 +1,8 @@
 """Every command in the docs is run: the fenced `sh` blocks of a page as a reader would, its `sql` as the auditor.
 
-Blocks fenced as `text` need another machine, a container engine or a database that is not there; what they say is
-done by other tests: `make serve` and `sealdex serve` by all in `tests/service`, the restores by `test_backup.py`.
+Blocks fenced as `text` need another machine, a container engine or a database that is not there;
+what they say is done by other tests: `make serve` and `sealdex serve` by all in `tests/service`,
+the restores by `test_backup.py`.
 """
 
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from app.store.embedded import _bin_dir
+from app.server.postgres import _bin_dir
 from tests.service.conftest import Service
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -39,7 +40,11 @@ def place(service: Service, tmp_path: Path) -> Iterator[dict[str, str]]:
     item = {"id": "x", "vector": [1.0, 2.0, 3.0], "contents": "text", "metadata": {"n": 1}}
     (tmp_path / "items.jsonl").write_text(json.dumps(item))
     yield {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("SEALDEX_", "DATABASE_"))},
+        **{
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("SEALDEX_", "DATABASE_"))
+        },
         "PATH": f"{programs}:{_bin_dir()}:{os.environ['PATH']}",
         "PYTHONPATH": str(DOCS.parent),
         "DATABASE_URL": service.dsn,
@@ -50,7 +55,9 @@ def place(service: Service, tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
-def test_the_commands_of_a_page_work(page: Path, service: Service, place: dict[str, str], tmp_path: Path) -> None:
+def test_the_commands_of_a_page_work(
+    page: Path, service: Service, place: dict[str, str], tmp_path: Path
+) -> None:
     blocks = BLOCK.findall(page.read_text())
     script = "\n".join(text for language, text in blocks if language == "sh")
     if page.stem != "quickstart":
@@ -58,7 +65,12 @@ def test_the_commands_of_a_page_work(page: Path, service: Service, place: dict[s
         assert service.post("indexes/create", {**demo, "dimension": 3}).status_code == 200
     try:
         done = subprocess.run(
-            ["/bin/sh", "-euc", script], env=place, cwd=tmp_path, capture_output=True, text=True, check=False
+            ["/bin/sh", "-euc", script],
+            env=place,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         # The answers follow each other without a line's end.
@@ -87,7 +99,9 @@ def test_every_page_is_reached_from_the_readme() -> None:
     reached, new = set[Path](), {DOCS.parent / "README.md"}
     while new:
         reached |= new
-        new = {target for page in new for target in links_of(page) if target.suffix == ".md"} - reached
+        new = {
+            target for page in new for target in links_of(page) if target.suffix == ".md"
+        } - reached
     assert set(DOCS.glob("*.md")) <= reached
 
 
@@ -101,4 +115,7 @@ def links_of(page: Path) -> set[Path]:
     """The files that a page links to, whether they are there or not."""
     if not page.is_file():
         return set()
-    return {(page.parent / target).resolve() for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text())}
+    return {
+        (page.parent / target).resolve()
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text())
+    }

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from app.domain import MAX_DIMENSION
+from app.engine import batch, metadata_schema
 from app.filters import grammar, terms
-from app.services import batch, metadata_schema
 from app.settings import Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "guarantees.md").read_text().partition("## Limits")[2]
@@ -18,7 +18,13 @@ CONSTANTS = {
     "id": [batch.MAX_ID_BYTES],
     "fields of a `metadata_schema`": [metadata_schema.MAX_FIELDS, metadata_schema.MAX_NAME_LENGTH],
     "a filter": [
-        *(grammar.MAX_DEPTH, grammar.MAX_NODES, grammar.MAX_VALUES, grammar.MAX_COMPOSITE_VALUES, grammar.MAX_PATTERNS),
+        *(
+            grammar.MAX_DEPTH,
+            grammar.MAX_NODES,
+            grammar.MAX_VALUES,
+            grammar.MAX_COMPOSITE_VALUES,
+            grammar.MAX_PATTERNS,
+        ),
         *(grammar.MAX_PATTERN_LENGTH, grammar.MAX_PATH_LENGTH, grammar.MAX_PATH_LEVELS),
     ],
     "tokens": [terms.MAX_TERMS_OF_FIELD, terms.MAX_TERMS_OF_ITEM],
@@ -40,5 +46,9 @@ def test_a_fixed_limit_is_so(what: str, limits: list[int]) -> None:
 
 
 def test_every_setting_that_is_a_limit_is_in_the_table() -> None:
-    limits = {name for name in Settings.__slots__ if name.startswith("max_") and name != "max_loaded_models"}
+    limits = {
+        name
+        for name in Settings.__slots__
+        if name.startswith("max_") and name != "max_loaded_models"
+    }
     assert limits <= {name.lower() for name, _, _ in SETTING.findall(PAGE)}

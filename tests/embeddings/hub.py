@@ -13,12 +13,16 @@ _COMMIT = "c0ffee" + "0" * 34
 
 def content(name: str, directory: Path, path: str) -> bytes | None:
     """Return what the hub has at `path`, if anything."""
-    sizes = {file.relative_to(directory).as_posix(): file.stat().st_size for file in directory.rglob("*")}
+    sizes = {
+        file.relative_to(directory).as_posix(): file.stat().st_size for file in directory.rglob("*")
+    }
     paths = sorted(one for one in sizes if (directory / one).is_file())
     api, files = f"/api/models/{name}", f"/{name}/resolve/{_COMMIT}/"
     if path in {api, f"{api}/revision/{_COMMIT}", f"{api}/revision/main"}:
         siblings = [{"rfilename": one} for one in paths]
-        return json.dumps({"id": name, "modelId": name, "sha": _COMMIT, "siblings": siblings}).encode()
+        return json.dumps(
+            {"id": name, "modelId": name, "sha": _COMMIT, "siblings": siblings}
+        ).encode()
     if path == f"{api}/tree/{_COMMIT}":
         return json.dumps(
             [{"type": "file", "path": one, "size": sizes[one], "oid": "0" * 40} for one in paths]

@@ -37,7 +37,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
         def start(hub: str, **environment: str) -> Service:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="sealdex-test-"))
-            settings = {"SEALDEX_WORKERS": "1", "HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", **environment}
+            settings = {
+                "SEALDEX_WORKERS": "1",
+                "HF_ENDPOINT": hub,
+                "HF_HUB_OFFLINE": "0",
+                **environment,
+            }
             service = new_service(Path(directory), HF_HOME=str(tmp_path / "hf"), **settings)
             stack.callback(service.stop)
             service.start()
@@ -47,7 +52,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def create(service: Service, model: str) -> httpx.Response:
-    return service.post("indexes/create", {"index_name": "texts", "index_key": KEY, "embedding_model": model})
+    return service.post(
+        "indexes/create", {"index_name": "texts", "index_key": KEY, "embedding_model": model}
+    )
 
 
 def test_a_model_is_fetched_once_and_then_listed(hub: str, start: Start, tmp_path: Path) -> None:

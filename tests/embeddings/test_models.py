@@ -46,9 +46,21 @@ async def test_a_model_answers_to_its_names(client: httpx.AsyncClient, name: str
 
 
 @pytest.mark.parametrize(
-    "name", ["no-such-model", "BAAI/all-MiniLM-L6-v2", "../all-MiniLM-L6-v2", ".", "/etc", "a/b/c", " ", "é\0\n"]
+    "name",
+    [
+        "no-such-model",
+        "BAAI/all-MiniLM-L6-v2",
+        "../all-MiniLM-L6-v2",
+        ".",
+        "/etc",
+        "a/b/c",
+        " ",
+        "é\0\n",
+    ],
 )
-async def test_an_unknown_model_is_answered_with_the_known_ones(client: httpx.AsyncClient, name: str) -> None:
+async def test_an_unknown_model_is_answered_with_the_known_ones(
+    client: httpx.AsyncClient, name: str
+) -> None:
     index = RemoteIndex(client)
     answer = await index.post("indexes/create", embedding_model=name)
     assert answer.status_code == 400
@@ -56,14 +68,18 @@ async def test_an_unknown_model_is_answered_with_the_known_ones(client: httpx.As
     assert (await index.post("indexes/describe")).status_code == 404
 
 
-async def test_a_name_without_end_is_refused_without_repeating_it(client: httpx.AsyncClient) -> None:
+async def test_a_name_without_end_is_refused_without_repeating_it(
+    client: httpx.AsyncClient,
+) -> None:
     answer = await RemoteIndex(client).post("indexes/create", embedding_model="x" * 100_000)
     assert answer.status_code == 400
     assert len(answer.content) < 200
 
 
 @pytest.mark.parametrize("fields", [{"dimension": 3}, {"index_config": {"dimension": 768}}])
-async def test_a_dimension_that_is_not_the_models_is_refused(client: httpx.AsyncClient, fields: Any) -> None:
+async def test_a_dimension_that_is_not_the_models_is_refused(
+    client: httpx.AsyncClient, fields: Any
+) -> None:
     index = RemoteIndex(client)
     answer = await index.post("indexes/create", embedding_model=MODEL, **fields)
     assert (answer.status_code, "384" in answer.text) == (400, True)
@@ -81,7 +97,9 @@ async def test_the_list_needs_an_api_key_where_there_is_one(own: Serve, models_d
         assert answer.json() == {"models": [LISTED]}
 
 
-async def test_facts_that_the_configuration_does_not_tell_are_learnt_by_loading(own: Serve, own_models: Path) -> None:
+async def test_facts_that_the_configuration_does_not_tell_are_learnt_by_loading(
+    own: Serve, own_models: Path
+) -> None:
     (own_models / "all-MiniLM-L6-v2" / "sentence_bert_config.json").unlink()
     bare = own_models / "me--bare-transformer"
     shutil.copytree(own_models / "all-MiniLM-L6-v2", bare)
@@ -93,7 +111,10 @@ async def test_facts_that_the_configuration_does_not_tell_are_learnt_by_loading(
     (own_models / "no model").mkdir()
     async with own(own_models) as client:
         models = (await client.get("/v1/embedding-models")).json()["models"]
-        assert [(model["name"], model["dimension"]) for model in models] == [("me/bare-transformer", 384), (MODEL, 384)]
+        assert [(model["name"], model["dimension"]) for model in models] == [
+            ("me/bare-transformer", 384),
+            (MODEL, 384),
+        ]
         assert all(model["max_seq_length"] > 0 for model in models)
 
 
@@ -105,10 +126,16 @@ async def test_prompts_of_the_model_are_put_before_queries_only(
     async with own(own_models) as client:
         index = RemoteIndex(client)
         await index.post("indexes/create", embedding_model=MODEL, metric="cosine")
-        items = [{"id": "bare", "contents": "stars"}, {"id": "with prompt", "contents": "question: stars"}]
+        items = [
+            {"id": "bare", "contents": "stars"},
+            {"id": "with prompt", "contents": "question: stars"},
+        ]
         await index.post("vectors/upsert", items=items)
         answer = await index.post("vectors/query", query_contents="stars", include=["distance"])
-        assert answer.json()["results"][0] == {"id": "with prompt", "distance": pytest.approx(0, abs=1e-5)}
+        assert answer.json()["results"][0] == {
+            "id": "with prompt",
+            "distance": pytest.approx(0, abs=1e-5),
+        }
 
 
 async def test_a_model_that_does_not_load_is_for_later(own: Serve, own_models: Path) -> None:
@@ -128,7 +155,9 @@ async def test_a_model_that_does_not_load_is_for_later(own: Serve, own_models: P
 async def test_code_that_comes_with_a_model_is_not_run(own: Serve, own_models: Path) -> None:
     directory = own_models / "all-MiniLM-L6-v2"
     trace = own_models / "was-here"
-    (directory / "own_module.py").write_text(f"open({str(trace)!r}, 'w').close()\nclass Own: pass\n")
+    (directory / "own_module.py").write_text(
+        f"open({str(trace)!r}, 'w').close()\nclass Own: pass\n"
+    )
     modules = json.loads((directory / "modules.json").read_text())
     modules[2]["type"] = "own_module.Own"
     (directory / "modules.json").write_text(json.dumps(modules))
@@ -156,7 +185,9 @@ async def test_other_weights_under_the_same_name_are_noticed(own: Serve, own_mod
             assert answer.headers["Retry-After"] == "30"
             assert "weights" in answer.text
         assert (await index.post("indexes/stats")).json()["embedding"]["status"] == "changed"
-        assert (await index.post("vectors/upsert", items=[{"id": "b", "vector": vector}])).status_code == 200
+        assert (
+            await index.post("vectors/upsert", items=[{"id": "b", "vector": vector}])
+        ).status_code == 200
         answer = await index.post("vectors/query", query_vectors=vector, top_k=1)
         assert answer.json() == {"results": [{"id": "b"}]}
 
@@ -183,7 +214,11 @@ async def test_as_many_models_stay_in_memory_as_are_allowed(own: Serve, own_mode
         indexes = []
         for name in (MODEL, "me/second"):
             indexes.append(RemoteIndex(client))
-            assert (await indexes[-1].post("indexes/create", embedding_model=name)).status_code == 200
+            assert (
+                await indexes[-1].post("indexes/create", embedding_model=name)
+            ).status_code == 200
         for index in indexes * 2:
             assert (await index.post("vectors/upsert", items=[ITEM])).status_code == 200
-            assert (await index.post("vectors/query", query_contents="a text")).json() == {"results": [{"id": "a"}]}
+            assert (await index.post("vectors/query", query_contents="a text")).json() == {
+                "results": [{"id": "a"}]
+            }

@@ -74,28 +74,46 @@ async def stored(index: RemoteIndex, *ids: str) -> Any:
 async def test_the_quick_start_needs_no_vectors(client: httpx.AsyncClient) -> None:
     index = RemoteIndex(client)
     answer = await index.post("indexes/create", embedding_model="all-MiniLM-L6-v2")
-    assert answer.json() == {"status": "success", "message": f"Index '{index.name}' created successfully"}
+    assert answer.json() == {
+        "status": "success",
+        "message": f"Index '{index.name}' created successfully",
+    }
     assert (await index.post("indexes/describe")).json()["dimension"] == DIMENSION
 
-    items = [{"id": "item_1", "contents": "Hello, World!"}, {"id": "item_2", "contents": "Hello, Cyborg!"}]
+    items = [
+        {"id": "item_1", "contents": "Hello, World!"},
+        {"id": "item_2", "contents": "Hello, Cyborg!"},
+    ]
     await upsert(index, items)
-    answer = await index.post("vectors/query", query_contents="Hello, World!", top_k=10, include=["distance"])
+    answer = await index.post(
+        "vectors/query", query_contents="Hello, World!", top_k=10, include=["distance"]
+    )
     matches = answer.json()["results"]
     assert [match["id"] for match in matches] == ["item_1", "item_2"]
     assert matches[0]["distance"] == pytest.approx(0, abs=1e-3)
     assert matches[1]["distance"] > 0.1
-    assert [item["contents"] for item in await stored(index, "item_1", "item_2")] == ["Hello, World!", "Hello, Cyborg!"]
+    assert [item["contents"] for item in await stored(index, "item_1", "item_2")] == [
+        "Hello, World!",
+        "Hello, Cyborg!",
+    ]
 
 
-async def test_the_vectors_are_those_of_sentence_transformers(index: RemoteIndex, reference: Any) -> None:
+async def test_the_vectors_are_those_of_sentence_transformers(
+    index: RemoteIndex, reference: Any
+) -> None:
     await upsert(index, [{"id": name, "contents": text} for name, text in TEXTS.items()])
     vectors = np.array([item["vector"] for item in await stored(index, *TEXTS)], dtype=np.float32)
     expected = reference.encode(list(TEXTS.values()))
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
 
-async def test_concurrent_requests_get_their_own_vectors(index: RemoteIndex, reference: Any) -> None:
-    batches = [[f"{'long ' * (number % 7)}text {number} of {batch}" for number in range(9)] for batch in range(12)]
+async def test_concurrent_requests_get_their_own_vectors(
+    index: RemoteIndex, reference: Any
+) -> None:
+    batches = [
+        [f"{'long ' * (number % 7)}text {number} of {batch}" for number in range(9)]
+        for batch in range(12)
+    ]
     await asyncio.gather(
         *(upsert(index, [{"id": text, "contents": text} for text in texts]) for texts in batches),
         *(index.post("vectors/query", query_contents=f"text {number}") for number in range(12)),
@@ -105,7 +123,9 @@ async def test_concurrent_requests_get_their_own_vectors(index: RemoteIndex, ref
     np.testing.assert_allclose(vectors, reference.encode(texts), atol=1e-5)
 
 
-async def test_a_search_over_500_glosses_finds_what_was_meant(index: RemoteIndex, reference: Any) -> None:
+async def test_a_search_over_500_glosses_finds_what_was_meant(
+    index: RemoteIndex, reference: Any
+) -> None:
     lines = (Path(__file__).parent / "glosses.jsonl").read_text().splitlines()
     glosses = [json.loads(line) for line in lines]
     assert len(glosses) == 500
@@ -114,10 +134,16 @@ async def test_a_search_over_500_glosses_finds_what_was_meant(index: RemoteIndex
 
     answer = await index.post("vectors/query", query_contents=list(QUESTIONS), top_k=3)
     found = [[lemmas[match["id"]] for match in matches] for matches in answer.json()["results"]]
-    missed = [question for (question, lemma), words in zip(QUESTIONS.items(), found, strict=True) if lemma not in words]
+    missed = [
+        question
+        for (question, lemma), words in zip(QUESTIONS.items(), found, strict=True)
+        if lemma not in words
+    ]
     assert not missed
     # The same order as by brute force.
-    similarity = reference.encode(list(QUESTIONS)) @ reference.encode([one["gloss"] for one in glosses]).T
+    similarity = (
+        reference.encode(list(QUESTIONS)) @ reference.encode([one["gloss"] for one in glosses]).T
+    )
     nearest = np.argsort(-similarity, axis=1)[:, :3]
     assert found == [[glosses[row]["lemma"] for row in rows] for rows in nearest]
 
@@ -133,7 +159,9 @@ async def test_items_with_a_vector_keep_it(index: RemoteIndex, reference: Any) -
             {"id": "text again", "contents": "a text", "vector": None, "metadata": {"b": 2}},
         ],
     )
-    items = {item["id"]: item for item in await stored(index, "text", "both", "vector", "text again")}
+    items = {
+        item["id"]: item for item in await stored(index, "text", "both", "vector", "text again")
+    }
     assert items["both"]["vector"] == items["vector"]["vector"] == own
     assert items["both"]["contents"] == "another text"
     assert items["text again"]["metadata"] == {"b": 2}
@@ -151,7 +179,11 @@ async def test_items_with_a_vector_keep_it(index: RemoteIndex, reference: Any) -
         ({"id": "", "contents": "text"}, 400, "Item 1"),
         # Bytes, as JSON encoders of other languages write them.
         ({"id": "x", "contents": [104, 105]}, 422, '["body","items",1,"contents"]'),
-        ({"id": "x", "contents": {"type": "Buffer", "data": [104]}}, 422, '["body","items",1,"contents"]'),
+        (
+            {"id": "x", "contents": {"type": "Buffer", "data": [104]}},
+            422,
+            '["body","items",1,"contents"]',
+        ),
     ],
 )
 async def test_a_bad_item_is_named_and_nothing_is_stored(
@@ -163,7 +195,9 @@ async def test_a_bad_item_is_named_and_nothing_is_stored(
     assert (await index.post("vectors/num_vectors")).json() == {"result": 0}
 
 
-async def test_a_batch_of_texts_gives_a_list_each_and_one_text_a_flat_list(index: RemoteIndex) -> None:
+async def test_a_batch_of_texts_gives_a_list_each_and_one_text_a_flat_list(
+    index: RemoteIndex,
+) -> None:
     await upsert(index, [{"id": text, "contents": text} for text in ("cat", "motorcycle")])
     both = await index.post("vectors/query", query_contents=["kitten", "vehicle"], top_k=1)
     assert both.json() == {"results": [[{"id": "cat"}], [{"id": "motorcycle"}]]}
@@ -171,26 +205,38 @@ async def test_a_batch_of_texts_gives_a_list_each_and_one_text_a_flat_list(index
         answer = await index.post("vectors/query", query_contents=one, top_k=1)
         assert answer.json() == {"results": [{"id": "cat"}]}
     vector = (await stored(index, "motorcycle"))[0]["vector"]
-    answer = await index.post("vectors/query", query_contents="kitten", query_vectors=vector, top_k=1)
+    answer = await index.post(
+        "vectors/query", query_contents="kitten", query_vectors=vector, top_k=1
+    )
     assert answer.json() == {"results": [{"id": "motorcycle"}]}
 
 
 @pytest.mark.parametrize(
-    ("contents", "status"), [("", 400), ([], 400), (["text", ""], 400), (None, 400), (5, 422), ([5], 422), ({}, 422)]
+    ("contents", "status"),
+    [("", 400), ([], 400), (["text", ""], 400), (None, 400), (5, 422), ([5], 422), ({}, 422)],
 )
-async def test_a_query_without_a_text_is_refused(index: RemoteIndex, contents: Any, status: int) -> None:
+async def test_a_query_without_a_text_is_refused(
+    index: RemoteIndex, contents: Any, status: int
+) -> None:
     answer = await index.post("vectors/query", query_contents=contents)
     assert answer.status_code == status, answer.text
 
 
 async def test_an_empty_index_has_no_matches_for_a_text(index: RemoteIndex) -> None:
     assert (await index.post("vectors/query", query_contents="text")).json() == {"results": []}
-    assert (await index.post("vectors/query", query_contents=["a", "b"])).json() == {"results": [[], []]}
+    assert (await index.post("vectors/query", query_contents=["a", "b"])).json() == {
+        "results": [[], []]
+    }
 
 
 async def test_a_wrong_key_embeds_nothing(index: RemoteIndex) -> None:
-    for route, fields in (("upsert", {"items": [{"id": "a", "contents": "x"}]}), ("query", {"query_contents": "x"})):
-        assert (await index.post(f"vectors/{route}", index_key="ab" * 32, **fields)).status_code == 401
+    for route, fields in (
+        ("upsert", {"items": [{"id": "a", "contents": "x"}]}),
+        ("query", {"query_contents": "x"}),
+    ):
+        assert (
+            await index.post(f"vectors/{route}", index_key="ab" * 32, **fields)
+        ).status_code == 401
 
 
 async def test_stats_name_the_model_and_its_weights(index: RemoteIndex) -> None:
@@ -213,7 +259,9 @@ async def test_an_index_without_a_model_takes_no_texts(client: httpx.AsyncClient
 
 
 async def test_too_many_texts_are_refused(module_dsn: Callable[[], str], models_dir: Path) -> None:
-    settings = Settings(database_url=module_dsn(), workers=1, models_dir=models_dir, max_batch_items=2)
+    settings = Settings(
+        database_url=module_dsn(), workers=1, models_dir=models_dir, max_batch_items=2
+    )
     async with serve(settings) as client:
         index = RemoteIndex(client)
         await index.post("indexes/create", embedding_model=MODEL)

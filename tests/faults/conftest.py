@@ -55,7 +55,8 @@ def running(postgres: Postgres) -> Iterator[Service]:
 
 def settings_on(dsn: str, **values: object) -> Settings:
     """Settings of a small service on the database at `dsn`."""
-    return Settings(**{"database_url": dsn, "pool_size": 2, "allow_model_downloads": False, **values})  # type: ignore[arg-type]
+    facts = {"database_url": dsn, "pool_size": 2, "allow_model_downloads": False, **values}
+    return Settings(**facts)  # type: ignore[arg-type]
 
 
 @pytest.fixture

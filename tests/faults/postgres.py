@@ -10,11 +10,16 @@ from pathlib import Path
 
 import psutil
 
-from app.store.embedded import DATABASE, EmbeddedPostgres
+from app.server.postgres import DATABASE, EmbeddedPostgres
 
 _PATIENCE_S = 30
 # The machine itself does not fail here, so what was written is there, with or without fsync.
-_SMALL = {"shared_buffers": "64MB", "max_wal_size": "256MB", "fsync": "off", "full_page_writes": "off"}
+_SMALL = {
+    "shared_buffers": "64MB",
+    "max_wal_size": "256MB",
+    "fsync": "off",
+    "full_page_writes": "off",
+}
 # psycopg commits by a simple query: its type, length and text, and a zero.
 COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"
 _CHUNK = 64 * 1024
@@ -106,11 +111,18 @@ class _Connection:
 
     def start(self) -> None:
         """Pass on what comes, until one side is closed."""
-        threading.Thread(target=self._pump, args=(self._client, self._server, self._ask), daemon=True).start()
-        threading.Thread(target=self._pump, args=(self._server, self._client, self._answer), daemon=True).start()
+        threading.Thread(
+            target=self._pump, args=(self._client, self._server, self._ask), daemon=True
+        ).start()
+        threading.Thread(
+            target=self._pump, args=(self._server, self._client, self._answer), daemon=True
+        ).start()
 
     def _pump(
-        self, source: socket.socket, target: socket.socket, pass_on: Callable[[bytes, socket.socket], bool]
+        self,
+        source: socket.socket,
+        target: socket.socket,
+        pass_on: Callable[[bytes, socket.socket], bool],
     ) -> None:
         with contextlib.suppress(OSError):
             while chunk := source.recv(_CHUNK):

@@ -83,7 +83,9 @@ async def test_what_a_worker_has_taken_of_a_rate_ends_when_its_clock_jumps(
     monkeypatch.setattr("app.services.limits.monotonic", clock)
     rate, burst = 20, 4
     # A worker takes two requests at a time: a tenth of a second's worth.
-    async with serve(settings_on(database_dsn, rate_limit_per_s=rate, rate_limit_burst=burst)) as client:
+    async with serve(
+        settings_on(database_dsn, rate_limit_per_s=rate, rate_limit_burst=burst)
+    ) as client:
         start = time.monotonic()
         answers = await ask(client, 1)
         clock.offset_s = YEAR_S
@@ -93,7 +95,9 @@ async def test_what_a_worker_has_taken_of_a_rate_ends_when_its_clock_jumps(
         assert answers.count(200) <= burst - 1 + rate * (time.monotonic() - start)
 
 
-async def test_a_training_of_before_the_clock_was_set_back_does_not_block_the_next(database_dsn: str) -> None:
+async def test_a_training_of_before_the_clock_was_set_back_does_not_block_the_next(
+    database_dsn: str,
+) -> None:
     async with serve(settings_on(database_dsn)) as client:
         index = RemoteIndex(client)
         assert (await index.post("indexes/create", dimension=3)).status_code == 200
@@ -125,14 +129,16 @@ async def test_remembered_keys_end_when_the_clock_jumps_and_open_again(
     database_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr("app.services.opener.TTLCache", functools.partial(TTLCache, timer=clock))
+    monkeypatch.setattr("app.services.access.TTLCache", functools.partial(TTLCache, timer=clock))
     async with serve(settings_on(database_dsn, root_key=ROOT_KEY)) as client:
         users = await new_users(client)
         for n_years in (0, 1, 2):
             clock.offset_s = n_years * YEAR_S
             assert (await users.post("both", "vectors/upsert", items=ITEMS[:3])).status_code == 200
             assert (await users.post("writer", "vectors/list_ids")).status_code == 403
-            assert (await users.post("root", "vectors/num_vectors", index_key="00" * 32)).status_code == 401
+            assert (
+                await users.post("root", "vectors/num_vectors", index_key="00" * 32)
+            ).status_code == 401
             assert (await users.post("reader", "vectors/list_ids")).json()["count"] == 3
         assert (await users.revoke("reader")).is_success
         for n_years in (2, 3):
@@ -140,13 +146,17 @@ async def test_remembered_keys_end_when_the_clock_jumps_and_open_again(
             assert (await users.post("reader", "vectors/list_ids")).status_code == 403
 
 
-async def test_the_time_of_day_is_of_no_account(database_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_time_of_day_is_of_no_account(
+    database_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     true_time = time.time
     async with serve(settings_on(database_dsn)) as client:
         index = RemoteIndex(client)
         assert (await index.post("indexes/create", dimension=3)).status_code == 200
         for n_years in (0, 50, -50, 0):
-            monkeypatch.setattr(time, "time", lambda n_years=n_years: true_time() + n_years * YEAR_S)
+            monkeypatch.setattr(
+                time, "time", lambda n_years=n_years: true_time() + n_years * YEAR_S
+            )
             for route, fields in (
                 ("vectors/upsert", {"items": ITEMS[:5]}),
                 ("vectors/query", {"query_vectors": [1, 1, 1], "filters": {"a": None}}),

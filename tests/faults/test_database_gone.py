@@ -15,7 +15,10 @@ from tests.service.conftest import Service
 from tests.service.test_serving import wait_until_blocked
 
 INDEX = {"index_name": "gone", "index_key": secrets.token_hex(32)}
-ITEMS = [{"id": str(number), "vector": [number, 1], "metadata": {"a": number % 3}} for number in range(20)]
+ITEMS = [
+    {"id": str(number), "vector": [number, 1], "metadata": {"a": number % 3}}
+    for number in range(20)
+]
 POSTS: dict[str, dict[str, Any]] = {
     "indexes/create": {"index_name": "another", "dimension": 2},
     "indexes/describe": {},
@@ -59,11 +62,16 @@ def wait_until_ready(service: Service) -> None:
 
 def prepared(service: Service) -> None:
     service.post("indexes/delete", INDEX)
-    for route, fields in (("indexes/create", {"dimension": 2}), ("vectors/upsert", {"items": ITEMS})):
+    for route, fields in (
+        ("indexes/create", {"dimension": 2}),
+        ("vectors/upsert", {"items": ITEMS}),
+    ):
         assert service.post(route, {**INDEX, **fields}).status_code == 200
 
 
-def test_without_its_database_every_route_says_so_and_with_it_all_is_well(running: Service, postgres: Postgres) -> None:
+def test_without_its_database_every_route_says_so_and_with_it_all_is_well(
+    running: Service, postgres: Postgres
+) -> None:
     prepared(running)
     process = running.process
     with crashed(postgres):
@@ -78,7 +86,9 @@ def test_without_its_database_every_route_says_so_and_with_it_all_is_well(runnin
         assert "sealdex_database_up 0.0" in metrics.text
     wait_until_ready(running)
     assert running.post("vectors/num_vectors", INDEX).json() == {"result": len(ITEMS)}
-    found = running.post("vectors/query", {**INDEX, "query_vectors": [3, 1], "top_k": 1, "filters": {"a": 0}})
+    found = running.post(
+        "vectors/query", {**INDEX, "query_vectors": [3, 1], "top_k": 1, "filters": {"a": 0}}
+    )
     assert found.json() == {"results": [{"id": "3"}]}
     assert running.post("vectors/upsert", {**INDEX, "items": ITEMS}).status_code == 200
     assert (running.process, process and process.poll()) == (process, None)
@@ -99,7 +109,9 @@ def test_a_request_in_work_is_told_when_the_database_stops_and_leaves_nothing(
         blocker.close()
     wait_until_ready(running)
     assert running.post("vectors/num_vectors", INDEX).json() == {"result": len(ITEMS)}
-    assert set(running.post("vectors/list_ids", INDEX).json()["ids"]) == {item["id"] for item in ITEMS}
+    assert set(running.post("vectors/list_ids", INDEX).json()["ids"]) == {
+        item["id"] for item in ITEMS
+    }
     assert running.post("vectors/upsert", {**INDEX, "items": more}).status_code == 200
 
 

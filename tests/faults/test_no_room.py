@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from app.store import schema
-from app.store.dsn import database_url
+from app.store.pg.dsn import database_url
 from tests.api.conftest import RemoteIndex, serve
 from tests.conftest import new_database
 from tests.faults.conftest import settings_on
@@ -24,7 +24,10 @@ _UMOUNT = ["umount", "--lazy"]
 _DISK_BYTES = 16 * 1024 * 1024
 FEW = [{"id": f"few {number}", "vector": [number, 1]} for number in range(20)]
 # More than a page of everything, and more than fits into the least memory for sorting.
-MANY = [{"id": f"many {number}", "vector": [number, 2], "contents": "c" * 1_500} for number in range(1_500)]
+MANY = [
+    {"id": f"many {number}", "vector": [number, 2], "contents": "c" * 1_500}
+    for number in range(1_500)
+]
 
 
 @pytest.fixture
@@ -43,7 +46,10 @@ def small_disk(postgres: Postgres) -> Iterator[Path]:
         disk = Path(directory) / "disk"
         disk.mkdir()
         mount = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", str(disk)]
-        if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        if (
+            os.geteuid() != 0
+            or subprocess.run(mount, check=False, capture_output=True).returncode != 0
+        ):
             pytest.skip("needs a user who may mount; the other test of this file needs none")
         try:
             tablespace = disk / "tablespace"
@@ -76,7 +82,11 @@ def filled(disk: Path) -> Iterator[None]:
 async def assert_refused_and_unharmed(index: RemoteIndex, detail: str) -> None:
     """Assert that a batch is refused as a whole, and that all the rest works."""
     answer = await index.post("vectors/upsert", items=[*MANY, {"id": "few 1", "vector": [-1, -1]}])
-    assert (answer.status_code, answer.json(), answer.headers["Retry-After"]) == (503, {"detail": detail}, "1")
+    assert (answer.status_code, answer.json(), answer.headers["Retry-After"]) == (
+        503,
+        {"detail": detail},
+        "1",
+    )
     assert set((await index.post("vectors/list_ids")).json()["ids"]) == {item["id"] for item in FEW}
     assert (await index.post("vectors/num_vectors")).json() == {"result": len(FEW)}
     assert (await index.post("vectors/get", ids=["few 1"])).json()["results"][0]["vector"] == [1, 1]
@@ -104,7 +114,10 @@ async def test_a_full_disk_refuses_writes_and_nothing_else(small_disk: Path, own
         with filled(small_disk):
             await assert_refused_and_unharmed(index, "The database has no room left")
             other = await RemoteIndex(client).post("indexes/create", dimension=2)
-            assert (other.status_code, other.json()) == (503, {"detail": "The database has no room left"})
+            assert (other.status_code, other.json()) == (
+                503,
+                {"detail": "The database has no room left"},
+            )
             assert (await client.get("/v1/indexes/list")).json() == {"indexes": [index.name]}
         await assert_accepted(index)
         assert (await index.post("indexes/delete")).status_code == 200
@@ -118,7 +131,9 @@ async def test_a_limit_for_temporary_files_refuses_writes_and_nothing_else(own_d
         f"ALTER DATABASE \"{name}\" SET work_mem = '64kB'",
     )
     async with serve(settings_on(own_dsn)) as client:
-        await assert_refused_and_unharmed(await stored(RemoteIndex(client)), "The database is short of resources")
+        await assert_refused_and_unharmed(
+            await stored(RemoteIndex(client)), "The database is short of resources"
+        )
     _run(own_dsn, f'ALTER DATABASE "{name}" RESET ALL')
     async with serve(settings_on(own_dsn)) as client:
         await assert_accepted(await stored(RemoteIndex(client)))

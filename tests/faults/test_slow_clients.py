@@ -18,7 +18,9 @@ from tests.service.conftest import Service
 
 INDEX = {"index_name": "clients", "index_key": secrets.token_hex(32)}
 ITEMS = [{"id": f"slow {number}", "vector": [number, 1]} for number in range(500)]
-KEPT = [{"id": str(number), "vector": [number, 1], "contents": "c" * 2_000} for number in range(2_000)]
+KEPT = [
+    {"id": str(number), "vector": [number, 1], "contents": "c" * 2_000} for number in range(2_000)
+]
 # How late a timer may be on a busy machine.
 _LATE_S = 20
 
@@ -131,7 +133,9 @@ def test_a_body_that_dribbles_in_is_cut_off_and_the_places_are_free_again(servic
     assert_unharmed(service)
 
 
-def test_when_the_slow_have_all_places_others_are_told_to_come_back_and_soon_can(service: Service) -> None:
+def test_when_the_slow_have_all_places_others_are_told_to_come_back_and_soon_can(
+    service: Service,
+) -> None:
     slow: list[socket.socket] = []
     # On a busy machine the first may be cut off before the last have come.
     while (refused := refused_by_slow(service, slow)) is None:
@@ -198,12 +202,17 @@ def test_a_client_that_goes_away_in_its_answer_harms_nobody(service: Service, le
     assert_unharmed(service)
 
 
-def test_a_client_that_goes_away_before_its_answer_has_written_all_or_nothing(service: Service) -> None:
+def test_a_client_that_goes_away_before_its_answer_has_written_all_or_nothing(
+    service: Service,
+) -> None:
     written = [{"id": f"written {number}", "vector": [number, 2]} for number in range(100)]
     client = socket.create_connection(("127.0.0.1", service.port))
     client.sendall(b"".join(request("vectors/upsert", items=written)))
     reset(client)
-    assert service.post("vectors/num_vectors", INDEX).json()["result"] in {len(KEPT), len(KEPT) + len(written)}
+    assert service.post("vectors/num_vectors", INDEX).json()["result"] in {
+        len(KEPT),
+        len(KEPT) + len(written),
+    }
     assert service.post("vectors/upsert", {**INDEX, "items": written}).status_code == 200
     ids = [item["id"] for item in written]
     assert service.post("vectors/num_vectors", INDEX).json() == {"result": len(KEPT) + len(written)}
@@ -213,7 +222,9 @@ def test_a_client_that_goes_away_before_its_answer_has_written_all_or_nothing(se
 
 def test_a_client_that_does_not_read_its_answer_keeps_nobody_waiting(service: Service) -> None:
     head, body = request("vectors/get", ids=[item["id"] for item in KEPT])
-    idle = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(2 * REQUESTS_IN_WORK)]
+    idle = [
+        socket.create_connection(("127.0.0.1", service.port)) for _ in range(2 * REQUESTS_IN_WORK)
+    ]
     for client in idle:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         client.sendall(head + body)

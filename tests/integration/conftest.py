@@ -6,7 +6,7 @@ from contextlib import closing
 import pytest
 
 from app.settings import Settings
-from app.store.scan_pool import ScanPool
+from app.store.pg.scan_pool import ScanPool
 
 
 @pytest.fixture

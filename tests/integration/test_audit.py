@@ -58,9 +58,16 @@ async def test_every_change_is_recorded_with_who_what_and_how_many(
     ).fetchall()
     assert rows == [
         ("root 01234567", operation, "books", n_items, "done", "request-1")
-        for operation, n_items in [("create", None), ("upsert", 2), ("delete_items", 1), ("delete", None)]
+        for operation, n_items in [
+            ("create", None),
+            ("upsert", 2),
+            ("delete_items", 1),
+            ("delete", None),
+        ]
     ]
-    of_index = database.execute("SELECT count(DISTINCT index_id), count(DISTINCT key_id) FROM audit_log").fetchone()
+    of_index = database.execute(
+        "SELECT count(DISTINCT index_id), count(DISTINCT key_id) FROM audit_log"
+    ).fetchone()
     assert of_index == (1, 1)
     assert problems(database) == []
 
@@ -73,7 +80,9 @@ async def test_no_key_is_in_the_log(services: ServiceContext, database: psycopg.
     assert "id-1" not in text
 
 
-async def test_a_change_that_fails_leaves_no_entry(services: ServiceContext, database: psycopg.Connection) -> None:
+async def test_a_change_that_fails_leaves_no_entry(
+    services: ServiceContext, database: psycopg.Connection
+) -> None:
     await services.indexes.create(NewIndex(name="books", index_key=KEY), CALLER)
     with pytest.raises(errors.Conflict):
         await services.indexes.create(NewIndex(name="books", index_key=KEY), CALLER)
@@ -87,15 +96,23 @@ async def test_reads_and_refusals_are_recorded_by_setting(
     database_dsn: str, database: psycopg.Connection, is_on: bool
 ) -> None:
     reader = Caller(name="root", request_id="request-2", operation="query")
-    async with ServiceContext.open(Settings(database_url=database_dsn, audit_reads=is_on)) as services:
+    async with ServiceContext.open(
+        Settings(database_url=database_dsn, audit_reads=is_on)
+    ) as services:
         await services.indexes.create(NewIndex(name="books", index_key=KEY), CALLER)
         await services.vectors.upsert(ACCESS, [item(1)])
-        await services.vectors.query(IndexAccess("books", KEY, reader), Query(vectors=[[1.0, 2.0, 3.0]]))
+        await services.vectors.query(
+            IndexAccess("books", KEY, reader), Query(vectors=[[1.0, 2.0, 3.0]])
+        )
         with pytest.raises(errors.KeyRejected):
-            await services.vectors.query(IndexAccess("books", "00" * 32, reader), Query(vectors=[[1.0, 2.0, 3.0]]))
+            await services.vectors.query(
+                IndexAccess("books", "00" * 32, reader), Query(vectors=[[1.0, 2.0, 3.0]])
+            )
         with pytest.raises(errors.NotFound):
             await services.vectors.query(IndexAccess("none\0", KEY, reader), Query(vectors=[[1.0]]))
-    rows = database.execute("SELECT outcome FROM audit_log WHERE operation = 'query' ORDER BY recorded_at").fetchall()
+    rows = database.execute(
+        "SELECT outcome FROM audit_log WHERE operation = 'query' ORDER BY recorded_at"
+    ).fetchall()
     assert rows == ([("done",), ("refused",)] if is_on else [])
     assert problems(database) == []
 
@@ -119,7 +136,9 @@ async def test_the_log_refuses_every_change(
         database.execute(statement)
 
 
-async def test_truncating_any_month_is_refused(services: ServiceContext, database: psycopg.Connection) -> None:
+async def test_truncating_any_month_is_refused(
+    services: ServiceContext, database: psycopg.Connection
+) -> None:
     names = database.execute("SELECT name FROM sealdex_views.audit_partitions").fetchall()
     assert len(names) == 5
     for (name,) in names:
@@ -138,8 +157,14 @@ async def test_truncating_any_month_is_refused(services: ServiceContext, databas
         ("DELETE FROM audit_log WHERE operation = 'delete'", ["removed"]),
         ("DELETE FROM audit_log", ["removed"]),
         ("DELETE FROM audit_chains", ["unknown"]),
-        ("UPDATE audit_log SET recorded_at = recorded_at - interval '1 s' WHERE operation = 'create'", ["changed"]),
-        ("UPDATE audit_log SET hash = sha256('x') WHERE operation = 'upsert'", ["changed", "removed"]),
+        (
+            "UPDATE audit_log SET recorded_at = recorded_at - interval '1 s' WHERE operation = 'create'",
+            ["changed"],
+        ),
+        (
+            "UPDATE audit_log SET hash = sha256('x') WHERE operation = 'upsert'",
+            ["changed", "removed"],
+        ),
     ],
 )
 async def test_tampering_behind_the_triggers_is_found_by_one_query(
@@ -152,7 +177,9 @@ async def test_tampering_behind_the_triggers_is_found_by_one_query(
     assert problems(database) == found
 
 
-async def test_writers_at_the_same_time_use_different_chains_and_none_waits(engine: AsyncEngine) -> None:
+async def test_writers_at_the_same_time_use_different_chains_and_none_waits(
+    engine: AsyncEngine,
+) -> None:
     entry = AuditEntry(
         caller="root",
         key_id=None,
@@ -214,7 +241,9 @@ async def test_old_months_are_let_go_of_and_the_rest_is_still_whole(
     assert database.execute("SELECT sum(kept_after) FROM audit_chains").fetchone() == (5,)
 
 
-async def test_a_month_dropped_by_hand_is_found(services: ServiceContext, database: psycopg.Connection) -> None:
+async def test_a_month_dropped_by_hand_is_found(
+    services: ServiceContext, database: psycopg.Connection
+) -> None:
     await use(services)
     month = database.execute("SELECT tableoid::regclass::text FROM audit_log LIMIT 1").fetchone()
     assert month is not None
@@ -248,7 +277,9 @@ async def test_the_auditor_reads_the_views_and_nothing_else(
         "SELECT relname FROM pg_class WHERE relname LIKE 'items\\_%' AND relkind = 'r'"
     ).fetchone() or (None,)
     database.execute("SET ROLE sealdex_auditor")
-    facts = database.execute("SELECT name, n_items, trained_at, size_bytes > 0 FROM sealdex_views.indexes").fetchall()
+    facts = database.execute(
+        "SELECT name, n_items, trained_at, size_bytes > 0 FROM sealdex_views.indexes"
+    ).fetchall()
     assert facts == [("books", 2, None, True)]
     assert database.execute("SELECT count(*) FROM sealdex_views.audit").fetchone() == (2,)
     assert problems(database) == []
@@ -270,7 +301,11 @@ def test_no_view_shows_a_sealed_value_or_a_key(template_dsn: str) -> None:
             "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'sealdex_views'"
         ).fetchall()
     assert columns
-    assert [name for name in columns if name[1].startswith(("sealed_", "wrapped_", "sketch", "item_key"))] == []
+    assert [
+        name
+        for name in columns
+        if name[1].startswith(("sealed_", "wrapped_", "sketch", "item_key"))
+    ] == []
 
 
 def test_every_view_and_its_columns_have_a_comment(template_dsn: str) -> None:

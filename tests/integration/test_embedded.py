@@ -13,14 +13,14 @@ import psycopg
 import pytest
 
 from app.errors import ConfigurationError
-from app.store.embedded import EmbeddedPostgres
+from app.server.postgres import EmbeddedPostgres
 
 QUICK = {"shared_buffers": "128MB"}
 
 _SERVICE_THAT_IS_KILLED = """
 import os, signal, sys
 from pathlib import Path
-from app.store.embedded import EmbeddedPostgres
+from app.server.postgres import EmbeddedPostgres
 import psycopg
 
 server = EmbeddedPostgres(Path(sys.argv[1]), overrides={"shared_buffers": "128MB"})
@@ -54,14 +54,21 @@ def _ask(server: EmbeddedPostgres, statement: str) -> object:
 
 def test_data_survives_a_restart(data_dir: Path) -> None:
     for n_tables in (0, 1):
-        with EmbeddedPostgres(data_dir, overrides=QUICK) as server, psycopg.connect(server.dsn) as connection:
-            found = connection.execute("SELECT count(*) FROM pg_tables WHERE tablename = 'kept'").fetchone()
+        with (
+            EmbeddedPostgres(data_dir, overrides=QUICK) as server,
+            psycopg.connect(server.dsn) as connection,
+        ):
+            found = connection.execute(
+                "SELECT count(*) FROM pg_tables WHERE tablename = 'kept'"
+            ).fetchone()
             assert found == (n_tables,)
             connection.execute("CREATE TABLE IF NOT EXISTS kept (n int)")
     assert not (data_dir / "postgres" / "postmaster.pid").exists()
 
 
-def test_a_second_service_on_the_same_data_is_refused(server: EmbeddedPostgres, data_dir: Path) -> None:
+def test_a_second_service_on_the_same_data_is_refused(
+    server: EmbeddedPostgres, data_dir: Path
+) -> None:
     with pytest.raises(ConfigurationError, match="Another service"), EmbeddedPostgres(data_dir):
         pass
     assert _ask(server, "SELECT 1") == 1
@@ -78,7 +85,10 @@ def test_a_killed_service_is_followed_by_another_though_its_workers_live_on(data
         with EmbeddedPostgres(data_dir, overrides=QUICK) as server:
             assert _ask(server, "SELECT n FROM kept") == 1
             # A zombie, where nobody waits for orphans.
-            assert not psutil.pid_exists(orphan) or psutil.Process(orphan).status() == psutil.STATUS_ZOMBIE
+            assert (
+                not psutil.pid_exists(orphan)
+                or psutil.Process(orphan).status() == psutil.STATUS_ZOMBIE
+            )
     finally:
         os.kill(worker, signal.SIGKILL)
 
@@ -87,7 +97,9 @@ def test_a_pid_file_that_names_another_process_is_stale(data_dir: Path) -> None:
     with EmbeddedPostgres(data_dir, overrides=QUICK):
         pid_file = (data_dir / "postgres" / "postmaster.pid").read_text().splitlines()
     # As in a container, where the same few numbers come again: this process is no PostgreSQL.
-    (data_dir / "postgres" / "postmaster.pid").write_text("\n".join([str(os.getppid()), *pid_file[1:]]) + "\n")
+    (data_dir / "postgres" / "postmaster.pid").write_text(
+        "\n".join([str(os.getppid()), *pid_file[1:]]) + "\n"
+    )
     with EmbeddedPostgres(data_dir, overrides=QUICK) as server:
         assert _ask(server, "SELECT 1") == 1
 
@@ -106,7 +118,9 @@ def test_a_socket_lock_that_names_a_living_process_is_stale(data_dir: Path) -> N
         other.kill()
 
 
-@pytest.mark.parametrize("name", ["a" * 120, "a, b and 'c'"], ids=["too long", "quotes and a comma"])
+@pytest.mark.parametrize(
+    "name", ["a" * 120, "a, b and 'c'"], ids=["too long", "quotes and a comma"]
+)
 def test_a_path_that_no_socket_can_have_gets_a_private_directory(tmp_path: Path, name: str) -> None:
     with EmbeddedPostgres(tmp_path / name, overrides=QUICK) as server:
         socket_dir = Path(str(_ask(server, "SHOW unix_socket_directories")))
@@ -121,7 +135,9 @@ def test_only_its_own_user_can_reach_the_server(server: EmbeddedPostgres, data_d
     assert stat.S_IMODE((data_dir / "postgres" / ".s.PGSQL.5432").stat().st_mode) == 0o700
 
 
-def test_no_value_of_a_failed_statement_reaches_the_log(server: EmbeddedPostgres, data_dir: Path) -> None:
+def test_no_value_of_a_failed_statement_reaches_the_log(
+    server: EmbeddedPostgres, data_dir: Path
+) -> None:
     with psycopg.connect(server.dsn, autocommit=True) as connection:
         connection.execute("CREATE TABLE secrets (value text PRIMARY KEY, n int)")
         for _ in range(2):
@@ -146,7 +162,9 @@ def test_no_value_of_a_failed_statement_reaches_the_log(server: EmbeddedPostgres
         assert secret not in log
 
 
-def test_the_server_does_not_inherit_the_keys_of_the_service(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_does_not_inherit_the_keys_of_the_service(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SEALDEX_ROOT_KEY", "5ea1" * 16)
     monkeypatch.setenv("PGPORT", "6543")
     with EmbeddedPostgres(data_dir, overrides=QUICK):
@@ -164,5 +182,8 @@ def test_data_of_another_major_version_is_refused(data_dir: Path) -> None:
 
 def test_a_data_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
-    with pytest.raises(ConfigurationError, match="cannot be used"), EmbeddedPostgres(tmp_path / "data"):
+    with (
+        pytest.raises(ConfigurationError, match="cannot be used"),
+        EmbeddedPostgres(tmp_path / "data"),
+    ):
         pass

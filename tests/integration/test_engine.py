@@ -19,8 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app import errors
 from app.settings import Settings
-from app.store.dsn import database_url
-from app.store.engine import VarBit, create_engine, maintenance_connection
+from app.store.pg.dsn import database_url
+from app.store.pg.engine import VarBit, create_engine, maintenance_connection
 
 SKETCH = VarBit(bytes([0b1010_0101, 0xFF, 0x00, 0x01]))
 BITS = "10100101111111110000000000000001"
@@ -44,7 +44,9 @@ async def test_a_bit_string_goes_there_and_back(connection: AsyncConnection) -> 
     bits = sa.cast(sa.bindparam("sketch", SKETCH, BIT(varying=True)), BIT(varying=True))
     row = (await connection.execute(sa.select(sa.cast(bits, sa.Text), sa.func.length(bits)))).one()
     assert tuple(row) == (BITS, len(BITS))
-    answer = await connection.exec_driver_sql("SELECT %(sketch)s, %(sketch)s::bit(32)", {"sketch": SKETCH})
+    answer = await connection.exec_driver_sql(
+        "SELECT %(sketch)s, %(sketch)s::bit(32)", {"sketch": SKETCH}
+    )
     assert tuple(answer.one()) == (SKETCH, SKETCH)
 
 
@@ -55,11 +57,15 @@ async def test_a_bit_string_can_be_copied_in_and_compared(engine: AsyncEngine) -
         async with raw.cursor().copy("COPY incoming FROM STDIN (FORMAT BINARY)") as copy:
             copy.set_types(["varbit", "bytea"])
             await copy.write_row((SKETCH, b"\x00sealed"))
-        cursor = await raw.execute("SELECT sketch::bit(32) <~> %s::bit(32), sealed FROM incoming", [SKETCH])
+        cursor = await raw.execute(
+            "SELECT sketch::bit(32) <~> %s::bit(32), sealed FROM incoming", [SKETCH]
+        )
         assert await cursor.fetchone() == (0.0, b"\x00sealed")
 
 
-async def test_an_idle_connection_that_was_closed_is_replaced(settings: Settings, database_dsn: str) -> None:
+async def test_an_idle_connection_that_was_closed_is_replaced(
+    settings: Settings, database_dsn: str
+) -> None:
     async with engine_of(settings, database_dsn, pool_size=1) as engine:
         async with engine.connect() as connection:
             first = await connection.scalar(sa.select(sa.func.pg_backend_pid()))
@@ -69,7 +75,9 @@ async def test_an_idle_connection_that_was_closed_is_replaced(settings: Settings
             assert await connection.scalar(sa.select(sa.func.pg_backend_pid())) != first
 
 
-async def test_a_connection_lost_in_a_transaction_is_unavailable(engine: AsyncEngine, database_dsn: str) -> None:
+async def test_a_connection_lost_in_a_transaction_is_unavailable(
+    engine: AsyncEngine, database_dsn: str
+) -> None:
     async with engine.connect() as connection:
         pid = await connection.scalar(sa.select(sa.func.pg_backend_pid()))
         with psycopg.connect(database_dsn, autocommit=True) as admin:
@@ -85,15 +93,23 @@ async def test_a_server_that_refuses_is_unavailable(settings: Settings) -> None:
                 pass
 
 
-async def test_a_pool_without_a_free_connection_is_overloaded(settings: Settings, database_dsn: str) -> None:
-    async with engine_of(settings, database_dsn, pool_size=1, pool_timeout_s=0.05) as engine, engine.connect():
+async def test_a_pool_without_a_free_connection_is_overloaded(
+    settings: Settings, database_dsn: str
+) -> None:
+    async with (
+        engine_of(settings, database_dsn, pool_size=1, pool_timeout_s=0.05) as engine,
+        engine.connect(),
+    ):
         with pytest.raises(errors.Overloaded):
             async with engine.connect():
                 pass
 
 
 async def test_a_slow_statement_is_unavailable(settings: Settings, database_dsn: str) -> None:
-    async with engine_of(settings, database_dsn, statement_timeout_ms=50) as engine, engine.connect() as connection:
+    async with (
+        engine_of(settings, database_dsn, statement_timeout_ms=50) as engine,
+        engine.connect() as connection,
+    ):
         with pytest.raises(errors.Unavailable, match="too long"):
             await connection.execute(sa.text("SELECT pg_sleep(10)"))
 
@@ -101,11 +117,15 @@ async def test_a_slow_statement_is_unavailable(settings: Settings, database_dsn:
 async def test_no_parameter_is_quoted_in_an_error(engine: AsyncEngine) -> None:
     async with engine.connect() as connection:
         with pytest.raises(sa.exc.DBAPIError) as caught:
-            await connection.execute(sa.text("SELECT 1 / (:n - :n), :secret"), {"n": 3, "secret": "plaintext"})
+            await connection.execute(
+                sa.text("SELECT 1 / (:n - :n), :secret"), {"n": 3, "secret": "plaintext"}
+            )
     assert "plaintext" not in str(caught.value)
 
 
-async def test_the_timeout_of_a_session_survives_a_rollback(settings: Settings, database_dsn: str) -> None:
+async def test_the_timeout_of_a_session_survives_a_rollback(
+    settings: Settings, database_dsn: str
+) -> None:
     async with engine_of(settings, database_dsn, pool_size=1) as engine:
         async with engine.connect() as connection:
             await connection.execute(sa.text("SELECT 1"))
@@ -113,7 +133,9 @@ async def test_the_timeout_of_a_session_survives_a_rollback(settings: Settings, 
         assert await _setting(engine, "statement_timeout") == "1min"
 
 
-async def test_maintenance_has_no_timeout_and_no_transaction(settings: Settings, database_dsn: str) -> None:
+async def test_maintenance_has_no_timeout_and_no_transaction(
+    settings: Settings, database_dsn: str
+) -> None:
     async with maintenance_connection(settings, database_dsn) as connection:
         assert await connection.scalar(sa.text("SHOW statement_timeout")) == "0"
         await connection.execute(sa.text("CREATE INDEX CONCURRENTLY ON indexes (metric)"))

@@ -17,11 +17,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app import errors, filters, store
 from app.crypto import keys, tokens
 from app.domain import Caller, FieldPolicy, Index, IndexAccess, Item, Matrix, NewIndex, Query
-from app.services import estimates, filtered, plan, token_search, token_sets
+from app.engine import filtered, plan
+from app.engine.sketches import estimates, token_scan, token_search, token_sets
 from app.services.context import ServiceContext
 from app.settings import Settings
-from app.store.engine import Tokens
-from app.store.scan_pool import ScanPool
+from app.store.pg import packed_rows
+from app.store.pg.engine import Tokens
+from app.store.pg.scan_pool import ScanPool
 from tests import filter_strategies, naive_filters
 
 pytestmark = pytest.mark.anyio
@@ -74,7 +76,9 @@ async def divide(engine: AsyncEngine, n_lists: int = 8) -> None:
                 index.encoder_version, index.sketch_bits or 0, n_lists, index.generation + 1
             ),
         )
-        await connection.exec_driver_sql(f"CREATE INDEX {name} ON {store.tables.partition_name(index.id)} {definition}")
+        await connection.exec_driver_sql(
+            f"CREATE INDEX {name} ON {store.tables.partition_name(index.id)} {definition}"
+        )
         await connection.exec_driver_sql(
             "UPDATE indexes SET n_lists = %s, generation = generation + 1, revision = revision + 1, trained_at = now()",
             (n_lists,),
@@ -113,7 +117,11 @@ FILTERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("n_lists", [1, 8])
 @pytest.mark.parametrize("min_pool", [5, 200])
 async def test_every_filter_gives_the_true_nearest_and_all_there_are(
-    services: ServiceContext, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, n_lists: int, min_pool: int
+    services: ServiceContext,
+    engine: AsyncEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    n_lists: int,
+    min_pool: int,
 ) -> None:
     monkeypatch.setattr(plan, "_MIN_POOLS", ((1.0, min_pool),))
     monkeypatch.setattr(token_search, "MIN_POOL", min_pool)
@@ -125,8 +133,15 @@ async def test_every_filter_gives_the_true_nearest_and_all_there_are(
         rows = [row for row in range(N_ITEMS) if naive_filters.matches(wanted, metadata_of(row))]
         assert await services.vectors.count(ACCESS, wanted) == len(rows), name
         for top_k in (1, 10, EVERYTHING):
-            query = Query(vectors=queries, top_k=top_k, filters=wanted, include=frozenset({"distance", "metadata"}))
-            for vector, found in zip(queries, await services.vectors.query(ACCESS, query), strict=True):
+            query = Query(
+                vectors=queries,
+                top_k=top_k,
+                filters=wanted,
+                include=frozenset({"distance", "metadata"}),
+            )
+            for vector, found in zip(
+                queries, await services.vectors.query(ACCESS, query), strict=True
+            ):
                 assert len(found) == min(top_k, len(rows)), name
                 assert {int(match.id) for match in found} <= set(rows), name
                 distances = [match.distance or 0 for match in found]
@@ -159,7 +174,11 @@ async def test_random_filters_find_what_the_naive_matcher_finds(
     loop = asyncio.get_running_loop()
 
     async def write(changes: dict[str, dict[str, Any] | None]) -> None:
-        new = [Item(one, random_vectors(1, int(one))[0], None, value) for one, value in changes.items() if value]
+        new = [
+            Item(one, random_vectors(1, int(one))[0], None, value)
+            for one, value in changes.items()
+            if value
+        ]
         gone = [one for one, value in changes.items() if not value]
         if new:
             await services.vectors.upsert(ACCESS, new)
@@ -182,7 +201,9 @@ async def test_random_filters_find_what_the_naive_matcher_finds(
 
     @given(
         changes=st.dictionaries(
-            st.integers(0, n_random - 1).map(str), st.none() | filter_strategies.metadata, max_size=8
+            st.integers(0, n_random - 1).map(str),
+            st.none() | filter_strategies.metadata,
+            max_size=8,
         ),
         wanted=filter_strategies.filters,
     )
@@ -232,7 +253,9 @@ async def test_tokens_are_written_with_the_item_replaced_on_update_and_gone_on_d
     assert await stored_tokens(engine) == {}
 
 
-async def test_tokens_are_bound_to_index_path_and_type(services: ServiceContext, engine: AsyncEngine) -> None:
+async def test_tokens_are_bound_to_index_path_and_type(
+    services: ServiceContext, engine: AsyncEngine
+) -> None:
     for name in ("test", "other"):
         await services.indexes.create(NewIndex(name=name, index_key=KEY))
         metadata = {"a": "1", "b": "1", "c": 1, "d": {"a": "1"}, "e": ["1"]}
@@ -246,18 +269,28 @@ async def test_tokens_are_bound_to_index_path_and_type(services: ServiceContext,
 async def test_fields_that_are_not_filterable_have_no_tokens_and_are_found_all_the_same(
     services: ServiceContext, engine: AsyncEngine
 ) -> None:
-    schema = {"half": FieldPolicy(filterable=False), "deep": FieldPolicy(filterable=False), "one": FieldPolicy()}
+    schema = {
+        "half": FieldPolicy(filterable=False),
+        "deep": FieldPolicy(filterable=False),
+        "one": FieldPolicy(),
+    }
     await fill(services, metadata_schema=schema)
     async with engine.connect() as connection:
         index = await row_of(connection)
-    index_keys = keys.IndexKeys.derive(keys.unwrap_dek(bytes.fromhex(KEY), index.wrapped_dek, index.id), index.id)
+    index_keys = keys.IndexKeys.derive(
+        keys.unwrap_dek(bytes.fromhex(KEY), index.wrapped_dek, index.id), index.id
+    )
     terms: list[filters.terms.Term] = [("half", "even"), ("half", "odd")]
     terms += [("deep.er.est", number) for number in range(20)]
     hidden = {
-        int.from_bytes(tokens.token(index_keys.token_key, filters.terms.message(term)), "big", signed=True)
+        int.from_bytes(
+            tokens.token(index_keys.token_key, filters.terms.message(term)), "big", signed=True
+        )
         for term in terms
     }
-    assert not hidden & {token for one in (await stored_tokens(engine)).values() for token in one or []}
+    assert not hidden & {
+        token for one in (await stored_tokens(engine)).values() for token in one or []
+    }
     assert await services.vectors.count(ACCESS, {"half": "even", "deep.er.est": 18}) == 30
     assert b"half" not in (index.sealed_schema or b"half")
 
@@ -276,8 +309,8 @@ async def test_the_plans_use_the_indexes_they_are_made_for(
     clauses = [Tokens([bytes(8)]), Tokens([bytes(8), bytes([1] * 8)])]
     with pool.lend_blocking() as raw:
         sketch = bytes((index.sketch_bits or 0) // 8)
-        by_tokens = store.token_candidates.explain(raw, index, [sketch], clauses, uses_tokens=True)
-        by_sketch = store.token_candidates.explain(raw, index, [sketch], clauses, uses_tokens=False)
+        by_tokens = token_scan.explain(raw, index, [sketch], clauses, uses_tokens=True)
+        by_sketch = token_scan.explain(raw, index, [sketch], clauses, uses_tokens=False)
     assert f"Bitmap Index Scan on {store.tables.partition_name(index.id)}_tokens_idx" in by_tokens
     assert f"Index Scan using {store.tables.ivf_name(index.id, 1)}" in by_sketch
     for text in (by_tokens, by_sketch):
@@ -285,15 +318,22 @@ async def test_the_plans_use_the_indexes_they_are_made_for(
         assert "pkey" not in text
 
 
-async def test_long_lists_are_found_though_they_have_no_tokens_of_their_own(services: ServiceContext) -> None:
+async def test_long_lists_are_found_though_they_have_no_tokens_of_their_own(
+    services: ServiceContext,
+) -> None:
     await fill(services)
     many = {"tags": [f"x{number}" for number in range(5_000)], "half": "even"}
     wide = {f"field{number}": number for number in range(2_000)}
-    extra = [Item("many", random_vectors(1, 5)[0], None, many), Item("wide", random_vectors(1, 6)[0], None, wide)]
+    extra = [
+        Item("many", random_vectors(1, 5)[0], None, many),
+        Item("wide", random_vectors(1, 6)[0], None, wide),
+    ]
     await services.vectors.upsert(ACCESS, extra)
     for wanted, expected in (({"tags": "x4999"}, "many"), ({"field1999": 1999}, "wide")):
         query = Query(vectors=random_vectors(1, 7), top_k=5, filters=wanted)
-        assert [match.id for match in (await services.vectors.query(ACCESS, query))[0]] == [expected]
+        assert [match.id for match in (await services.vectors.query(ACCESS, query))[0]] == [
+            expected
+        ]
         assert await services.vectors.count(ACCESS, wanted) == 1
 
 
@@ -323,8 +363,12 @@ async def test_a_changed_metadata_value_is_reported_and_never_skipped(
             await services.vectors.count(ACCESS, wanted)
 
 
-async def found_ids(services: ServiceContext, wanted: dict[str, Any], top_k: int = EVERYTHING) -> set[str]:
-    (found,) = await services.vectors.query(ACCESS, Query(vectors=random_vectors(1), top_k=top_k, filters=wanted))
+async def found_ids(
+    services: ServiceContext, wanted: dict[str, Any], top_k: int = EVERYTHING
+) -> set[str]:
+    (found,) = await services.vectors.query(
+        ACCESS, Query(vectors=random_vectors(1), top_k=top_k, filters=wanted)
+    )
     return {match.id for match in found}
 
 
@@ -334,14 +378,14 @@ async def test_a_filter_asked_for_again_is_answered_from_memory_and_sees_every_c
     items = await fill(services)
     wanted = {"tenth": 3}
     matching = {item.id for item in items if (item.metadata or {})["tenth"] == 3}
-    everything = Mock(wraps=store.token_candidates.everything)
-    monkeypatch.setattr(store.token_candidates, "everything", everything)
+    everything = Mock(wraps=token_scan.everything)
+    monkeypatch.setattr(token_scan, "everything", everything)
     for _ in range(3):
         assert await found_ids(services, wanted) == matching
     assert everything.call_count == 1
     # The other ways are not taken, even when the rows have moved.
     for name in ("by_tokens", "by_sketch"):
-        monkeypatch.setattr(store.token_candidates, name, Mock(side_effect=AssertionError))
+        monkeypatch.setattr(token_scan, name, Mock(side_effect=AssertionError))
     async with engine.connect() as connection:
         index = await row_of(connection)
     async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
@@ -349,11 +393,15 @@ async def test_a_filter_asked_for_again_is_answered_from_memory_and_sees_every_c
     assert await found_ids(services, wanted) == matching
     monkeypatch.undo()
     async with ServiceContext.open(services.settings) as other:
-        await other.vectors.upsert(ACCESS, [Item("new", random_vectors(1, 5)[0], None, {"tenth": 3})])
+        await other.vectors.upsert(
+            ACCESS, [Item("new", random_vectors(1, 5)[0], None, {"tenth": 3})]
+        )
         assert await found_ids(services, wanted) == {*matching, "new"}
         await other.vectors.delete(ACCESS, ["new", "3"])
         assert await found_ids(services, wanted) == matching - {"3"}
-        await other.vectors.upsert(ACCESS, [items[13], Item("23", items[23].vector, None, {"tenth": 4})])
+        await other.vectors.upsert(
+            ACCESS, [items[13], Item("23", items[23].vector, None, {"tenth": 4})]
+        )
         assert await found_ids(services, wanted) == matching - {"3", "23"}
 
 
@@ -367,7 +415,7 @@ async def test_filtered_candidates_that_come_as_several_rows_are_the_same(
     names = ("half", "tenth", "rare", "none", "two", "token and range")
     # The third time from memory.
     whole = {name: await found_ids(services, FILTERS[name], 50) for name in names for _ in range(3)}
-    monkeypatch.setattr(store.packing, "_VALUE_BYTES", 7 * 8 * D)
+    monkeypatch.setattr(packed_rows, "_VALUE_BYTES", 7 * 8 * D)
     async with ServiceContext.open(services.settings) as other:
         for name in names:
             for _ in range(3):
@@ -379,13 +427,15 @@ async def test_what_too_many_items_have_is_not_remembered(
 ) -> None:
     monkeypatch.setattr(token_sets, "MAX_ITEMS", N_ITEMS // 10)
     await fill(services)
-    monkeypatch.setattr(store.token_candidates, "everything", Mock(side_effect=AssertionError))
+    monkeypatch.setattr(token_scan, "everything", Mock(side_effect=AssertionError))
     for wanted, count in (({"half": "even"}, N_ITEMS // 2), ({"flag": True}, N_ITEMS // 4)):
         for _ in range(3):
             assert len(await found_ids(services, wanted)) == count
 
 
-async def test_another_worker_searches_a_recreated_index(services: ServiceContext, settings: Settings) -> None:
+async def test_another_worker_searches_a_recreated_index(
+    services: ServiceContext, settings: Settings
+) -> None:
     await fill(services)
     query = Query(vectors=random_vectors(1), top_k=3, filters={"half": "even"})
     async with ServiceContext.open(settings) as other:

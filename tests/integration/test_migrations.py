@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from app import errors
 from app.settings import Settings
 from app.store import schema, tables
-from app.store.engine import check_database, create_engine
+from app.store.pg.engine import check_database, create_engine
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +34,9 @@ def alembic(empty_dsn: str) -> Alembic:
     def run(*args: str) -> str:
         command = [sys.executable, "-m", "alembic", *args]
         env = {**os.environ, "DATABASE_URL": empty_dsn}
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, env=env, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -43,14 +45,18 @@ def alembic(empty_dsn: str) -> Alembic:
 
 def _tables(dsn: str) -> set[str]:
     with psycopg.connect(dsn) as connection:
-        rows = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+        rows = connection.execute(
+            "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+        ).fetchall()
     return {name for (name,) in rows}
 
 
 def _create_index_by_hand(dsn: str) -> None:
     """Create what the service creates for an index: a partition, and an ivfflat index on it."""
     with psycopg.connect(dsn) as connection:
-        connection.execute(f"CREATE TABLE items_{'ab' * 16} PARTITION OF items FOR VALUES IN ('{'ab' * 16}')")
+        connection.execute(
+            f"CREATE TABLE items_{'ab' * 16} PARTITION OF items FOR VALUES IN ('{'ab' * 16}')"
+        )
         connection.execute(
             f"CREATE INDEX ivf_{'ab' * 16}_1 ON items_{'ab' * 16}"
             " USING ivfflat ((sketch_0::bit(64)) bit_hamming_ops) WITH (lists = 1)"
@@ -72,7 +78,9 @@ def test_every_table_and_column_has_a_comment(template_dsn: str) -> None:
         assert connection.execute(_UNCOMMENTED).fetchall() == []
 
 
-def test_ciphertext_is_never_compressed_and_the_vector_leaves_the_row_last(template_dsn: str) -> None:
+def test_ciphertext_is_never_compressed_and_the_vector_leaves_the_row_last(
+    template_dsn: str,
+) -> None:
     statement = (
         "SELECT attname, attstorage::text FROM pg_attribute"
         " WHERE attrelid = 'items'::regclass AND starts_with(attname, 'sealed_')"
@@ -86,7 +94,9 @@ def test_ciphertext_is_never_compressed_and_the_vector_leaves_the_row_last(templ
         }
 
 
-def test_services_that_migrate_at_once_do_not_disturb_each_other(alembic: Alembic, empty_dsn: str) -> None:
+def test_services_that_migrate_at_once_do_not_disturb_each_other(
+    alembic: Alembic, empty_dsn: str
+) -> None:
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda _: alembic("upgrade", "head"), range(3)))
     assert set(tables.metadata.tables) < _tables(empty_dsn)
@@ -102,7 +112,11 @@ async def test_a_database_without_schema_is_refused_with_what_to_do(empty_dsn: s
 
 
 async def test_a_database_that_is_not_there_is_a_configuration_error(server_dsn: str) -> None:
-    missing = sa.make_url(server_dsn).set(database="no_such_database").render_as_string(hide_password=False)
+    missing = (
+        sa.make_url(server_dsn)
+        .set(database="no_such_database")
+        .render_as_string(hide_password=False)
+    )
     engine = create_engine(Settings(), missing)
     with pytest.raises(errors.ConfigurationError, match="no_such_database"):
         await check_database(engine)

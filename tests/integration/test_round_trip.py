@@ -12,9 +12,9 @@ from psycopg import errors as pg
 
 from app import errors
 from app.settings import Settings
-from app.store.engine import ItemKeys, Tokens, VarBit
-from app.store.round_trip import Answer, RoundTrip, ScanConnection
-from app.store.scan_pool import ScanPool
+from app.store.pg.engine import ItemKeys, Tokens, VarBit
+from app.store.pg.round_trip import Answer, RoundTrip, ScanConnection
+from app.store.pg.scan_pool import ScanPool
 
 _N_PREPARED = "SELECT count(*) FROM pg_prepared_statements"
 
@@ -52,10 +52,14 @@ def test_values_of_all_our_types_go_there_and_back(raw: ScanConnection) -> None:
         None,
     )
     with RoundTrip(raw) as trip:
-        one = trip.execute("SELECT %s::int, %s::bigint, %s::text, %s::bytea, %s::uuid, %s::varbit, %s::bytea", values)
+        one = trip.execute(
+            "SELECT %s::int, %s::bigint, %s::text, %s::bytea, %s::uuid, %s::varbit, %s::bytea",
+            values,
+        )
         many = trip.execute("SELECT unnest(%b::varbit[])", ([VarBit(b"\x01"), VarBit(b"\x02")],))
         arrays = trip.execute(
-            "SELECT %s::bigint[], %s::bytea[]", (Tokens([(9).to_bytes(8, "big")]), ItemKeys([b"k" * 16, b"l" * 16]))
+            "SELECT %s::bigint[], %s::bytea[]",
+            (Tokens([(9).to_bytes(8, "big")]), ItemKeys([b"k" * 16, b"l" * 16])),
         )
         none = trip.execute("SELECT 1 WHERE false")
     assert one.one() == values
@@ -113,7 +117,9 @@ def test_statements_that_others_deallocated_are_prepared_again(raw: ScanConnecti
     assert ask(raw, "SELECT 6") == 6
 
 
-def test_nothing_is_prepared_where_the_settings_forbid_it(settings: Settings, database_dsn: str) -> None:
+def test_nothing_is_prepared_where_the_settings_forbid_it(
+    settings: Settings, database_dsn: str
+) -> None:
     unprepared = replace(settings, prepare_threshold=-1)
     with closing(ScanPool(unprepared, database_dsn)) as pool, pool.lend_blocking() as raw:
         assert [ask(raw, "SELECT %s", VarBit(b"\x07")) for _ in range(9)] == [VarBit(b"\x07")] * 9
@@ -125,7 +131,9 @@ LARGE_QUESTION = "SELECT %s::bytea, repeat('x', 10000000)"
 
 
 def assert_large(answers: list[Answer]) -> None:
-    assert all(answer.one()[0] == LARGE and len(answer.one()[1]) == 10_000_000 for answer in answers)
+    assert all(
+        answer.one()[0] == LARGE and len(answer.one()[1]) == 10_000_000 for answer in answers
+    )
 
 
 def test_questions_and_answers_larger_than_all_buffers(raw: ScanConnection) -> None:
@@ -165,7 +173,9 @@ def test_a_lost_connection_is_unavailable_and_replaced(pool: ScanPool) -> None:
         assert ask(raw, "SELECT 8") == 8
 
 
-async def test_a_connection_lost_while_the_loop_waits_is_unavailable_and_replaced(pool: ScanPool) -> None:
+async def test_a_connection_lost_while_the_loop_waits_is_unavailable_and_replaced(
+    pool: ScanPool,
+) -> None:
     with pytest.raises(errors.Unavailable):
         async with pool.lend() as raw, RoundTrip(raw) as trip:
             trip.execute("SELECT pg_terminate_backend(pg_backend_pid())")
@@ -180,14 +190,20 @@ def test_an_interrupted_round_trip_leaves_no_connection_behind_that_owes_answers
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt), pool.lend_blocking() as raw:
+    with (
+        monkeypatch.context() as patched,
+        contextlib.suppress(KeyboardInterrupt),
+        pool.lend_blocking() as raw,
+    ):
         patched.setattr(RoundTrip, "_next_result", interrupted)
         ask(raw, "SELECT 1")
     with pool.lend_blocking() as raw:
         assert ask(raw, "SELECT 2") == 2
 
 
-async def test_a_cancelled_round_trip_leaves_no_connection_behind_that_owes_answers(pool: ScanPool) -> None:
+async def test_a_cancelled_round_trip_leaves_no_connection_behind_that_owes_answers(
+    pool: ScanPool,
+) -> None:
     async def sleep() -> None:
         async with pool.lend() as raw, RoundTrip(raw) as trip:
             trip.execute("SELECT pg_sleep(60)")

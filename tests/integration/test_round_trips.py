@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from psycopg.pq import Trace
 
-from app import store
 from app.domain import Caller, Candidates, IndexAccess, Item, NewIndex, Query
-from app.services import estimates
+from app.engine.sketches import estimates, sketch_scan
 from app.services.context import ServiceContext
 from app.settings import Settings
-from app.store.scan_pool import ScanPool
+from app.store.pg.scan_pool import ScanPool
 
 D = 32
 N_ITEMS = 700
@@ -31,7 +30,9 @@ QUERY = np.random.default_rng(1).standard_normal((3, D)).astype(np.float32)
 @pytest.fixture
 async def services(settings: Settings) -> AsyncIterator[ServiceContext]:
     """One connection a pool, so that it is the one traced."""
-    async with ServiceContext.open(Settings(database_url=settings.database_url, pool_size=1)) as context:
+    async with ServiceContext.open(
+        Settings(database_url=settings.database_url, pool_size=1)
+    ) as context:
         await context.indexes.create(NewIndex(name=ACCESS.index_name, index_key=ACCESS.index_key))
         vectors = np.random.default_rng(0).standard_normal((N_ITEMS, D)).astype(np.float32)
         items = [Item(str(row), vector, "text", {"n": row}) for row, vector in enumerate(vectors)]
@@ -56,14 +57,14 @@ def counted(pool: ScanPool, path: Path) -> Iterator[Counter[str]]:
 async def search(services: ServiceContext, tmp_path: Path, query: Query) -> Counter[str]:
     """Search, then search again with everything prepared and remembered, and count that."""
     await services.vectors.query(ACCESS, query)
-    nearest, found = store.candidates.nearest, []
+    nearest, found = sketch_scan.nearest, []
 
     async def remembered(*args: Any, **options: Any) -> list[Candidates]:
         found.extend(await nearest(*args, **options))
         return found
 
     with (
-        patch.object(store.candidates, "nearest", remembered),
+        patch.object(sketch_scan, "nearest", remembered),
         counted(services.vectors._searcher._connections, tmp_path / "trace") as counts,
     ):
         await services.vectors.query(ACCESS, query)
@@ -71,7 +72,9 @@ async def search(services: ServiceContext, tmp_path: Path, query: Query) -> Coun
     return counts
 
 
-async def test_a_search_is_one_round_trip_of_three_statements(services: ServiceContext, tmp_path: Path) -> None:
+async def test_a_search_is_one_round_trip_of_three_statements(
+    services: ServiceContext, tmp_path: Path
+) -> None:
     counts = await search(services, tmp_path, Query(vectors=QUERY[:1], top_k=10))
     assert counts["F Sync"] == 1
     assert counts["F Execute"] == 3
@@ -81,16 +84,22 @@ async def test_a_search_is_one_round_trip_of_three_statements(services: ServiceC
     assert counts["candidates"] == 200
 
 
-async def test_metadata_is_one_more_round_trip_for_the_winners_alone(services: ServiceContext, tmp_path: Path) -> None:
+async def test_metadata_is_one_more_round_trip_for_the_winners_alone(
+    services: ServiceContext, tmp_path: Path
+) -> None:
     counts = await search(
-        services, tmp_path, Query(vectors=QUERY[:1], top_k=10, include=frozenset({"distance", "metadata"}))
+        services,
+        tmp_path,
+        Query(vectors=QUERY[:1], top_k=10, include=frozenset({"distance", "metadata"})),
     )
     assert counts["F Sync"] == 2
     assert counts["B DataRow"] == 1 + 1 + 1 + 10
     assert counts["candidates"] == 200
 
 
-async def test_a_batch_of_queries_is_one_statement(services: ServiceContext, tmp_path: Path) -> None:
+async def test_a_batch_of_queries_is_one_statement(
+    services: ServiceContext, tmp_path: Path
+) -> None:
     counts = await search(services, tmp_path, Query(vectors=QUERY, top_k=10))
     assert counts["F Sync"] == 1
     assert counts["F Execute"] == 3
@@ -102,7 +111,9 @@ async def test_a_filter_asked_for_again_is_one_round_trip(
     services: ServiceContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(estimates, "_WORTH_KEEPING", 0)
-    query = Query(vectors=QUERY[:1], top_k=10, rerank_mult=1, filters={"n": {"$in": list(range(100))}})
+    query = Query(
+        vectors=QUERY[:1], top_k=10, rerank_mult=1, filters={"n": {"$in": list(range(100))}}
+    )
     await services.vectors.query(ACCESS, query)
     counts = await search(services, tmp_path, query)
     assert counts["F Sync"] == 1

@@ -9,8 +9,8 @@ import pytest
 
 from app import errors
 from app.settings import Settings
-from app.store import engine
-from app.store.scan_pool import ScanPool
+from app.store.pg import engine
+from app.store.pg.scan_pool import ScanPool
 
 
 def backend(raw: psycopg.Connection[object]) -> int:
@@ -26,7 +26,9 @@ async def test_the_connection_used_last_is_lent_first(pool: ScanPool) -> None:
         assert (again, other) == (first, second)
 
 
-async def test_a_connection_that_was_closed_while_idle_is_replaced(pool: ScanPool, database_dsn: str) -> None:
+async def test_a_connection_that_was_closed_while_idle_is_replaced(
+    pool: ScanPool, database_dsn: str
+) -> None:
     async with pool.lend() as raw:
         pid = backend(raw)
     with psycopg.connect(database_dsn, autocommit=True) as admin:

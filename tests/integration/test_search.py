@@ -11,9 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import errors, store
 from app.domain import Caller, IndexAccess, Item, Matrix, NewIndex, Query
+from app.engine.sketches import sketch_scan
 from app.services.context import ServiceContext
 from app.settings import Settings
-from app.store.scan_pool import ScanPool
+from app.store.pg import packed_rows
+from app.store.pg.scan_pool import ScanPool
 
 pytestmark = pytest.mark.anyio
 
@@ -36,7 +38,9 @@ def clustered(n: int, d: int, seed: int) -> Matrix:
     """Vectors around 50 centres, the same for every seed: nearest neighbours mean something."""
     centres = np.random.default_rng(0).standard_normal((50, d))
     rng = np.random.default_rng(seed)
-    return (centres[rng.integers(50, size=n)] + 0.5 * rng.standard_normal((n, d))).astype(np.float32)
+    return (centres[rng.integers(50, size=n)] + 0.5 * rng.standard_normal((n, d))).astype(
+        np.float32
+    )
 
 
 async def create(services: ServiceContext, name: str = "test", metric: str = "euclidean") -> None:
@@ -56,13 +60,20 @@ def exact(metric: str, queries: Matrix, vectors: Matrix, k: int) -> list[set[str
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean", "squared_euclidean"])
-async def test_an_untrained_index_finds_98_of_100_nearest(services: ServiceContext, metric: str) -> None:
+async def test_an_untrained_index_finds_98_of_100_nearest(
+    services: ServiceContext, metric: str
+) -> None:
     vectors, queries = clustered(N_ITEMS, D, seed=1), clustered(50, D, seed=2)
     await create(services, metric=metric)
     await services.vectors.upsert(access(), items(vectors))
     found = await services.vectors.query(access(), Query(vectors=queries, top_k=10))
     truth = exact(metric, queries, vectors, 10)
-    recall = np.mean([len({m.id for m in matches} & true) / 10 for matches, true in zip(found, truth, strict=True)])
+    recall = np.mean(
+        [
+            len({m.id for m in matches} & true) / 10
+            for matches, true in zip(found, truth, strict=True)
+        ]
+    )
     assert recall >= 0.98
 
 
@@ -71,9 +82,15 @@ async def test_batch_and_single_queries_agree(services: ServiceContext) -> None:
     await create(services)
     await services.vectors.upsert(access(), items(vectors))
     wanted = frozenset({"distance"})
-    together = await services.vectors.query(access(), Query(vectors=queries, top_k=5, include=wanted))
+    together = await services.vectors.query(
+        access(), Query(vectors=queries, top_k=5, include=wanted)
+    )
     alone = [
-        (await services.vectors.query(access(), Query(vectors=query[None], top_k=5, include=wanted)))[0]
+        (
+            await services.vectors.query(
+                access(), Query(vectors=query[None], top_k=5, include=wanted)
+            )
+        )[0]
         for query in queries
     ]
     assert together == alone
@@ -87,7 +104,7 @@ async def test_candidates_that_come_as_several_rows_are_the_same(
     await services.vectors.upsert(access(), items(vectors))
     wanted = Query(vectors=queries, top_k=5, include=frozenset({"distance"}))
     whole = await services.vectors.query(access(), wanted)
-    monkeypatch.setattr(store.packing, "_VALUE_BYTES", 7 * 8 * D)
+    monkeypatch.setattr(packed_rows, "_VALUE_BYTES", 7 * 8 * D)
     assert await services.vectors.query(access(), wanted) == whole
 
 
@@ -101,18 +118,22 @@ async def test_the_candidate_query_uses_the_ivfflat_index(
         assert index is not None
     sketch = bytes((index.sketch_bits or 0) // 8)
     with pool.lend_blocking() as raw:
-        plans = [store.candidates.explain(raw, index, [sketch] * n, pool=10) for n in (1, 2)]
+        plans = [sketch_scan.explain(raw, index, [sketch] * n, pool=10) for n in (1, 2)]
     for plan in plans:
         assert f"Index Scan using {store.tables.ivf_name(index.id, 1)}" in plan
         assert "Seq Scan" not in plan
 
 
-async def test_concurrent_upserts_of_the_same_ids_end_in_one_of_the_states(services: ServiceContext) -> None:
+async def test_concurrent_upserts_of_the_same_ids_end_in_one_of_the_states(
+    services: ServiceContext,
+) -> None:
     await create(services)
     states = [np.full((300, 4), n, np.float32) for n in range(1, 7)]
     batches = [items(state)[:: (-1) ** n] for n, state in enumerate(states)]
     await asyncio.gather(*(services.vectors.upsert(access(), batch) for batch in batches))
-    stored = await services.vectors.get(access(), [str(row) for row in range(300)], frozenset({"vector"}))
+    stored = await services.vectors.get(
+        access(), [str(row) for row in range(300)], frozenset({"vector"})
+    )
     assert len({item.vector.tobytes() for item in stored if item.vector is not None}) == 1
     assert await services.vectors.count(access()) == 300
 
@@ -128,18 +149,28 @@ async def test_items_that_another_writer_stores_meanwhile_are_replaced(
 
     monkeypatch.setattr(store.items, "_is_any_stored", not_yet)
     await services.vectors.upsert(access(), items(np.ones((40, 4), np.float32)))
-    stored = await services.vectors.get(access(), [str(row) for row in range(40)], frozenset({"vector"}))
+    stored = await services.vectors.get(
+        access(), [str(row) for row in range(40)], frozenset({"vector"})
+    )
     assert [item.vector.tolist() for item in stored if item.vector is not None] == [[1.0] * 4] * 40
     assert await services.vectors.count(access()) == 40
 
 
-async def test_concurrent_first_upserts_of_two_dimensions_give_one_400(services: ServiceContext) -> None:
+async def test_concurrent_first_upserts_of_two_dimensions_give_one_400(
+    services: ServiceContext,
+) -> None:
     await create(services)
     outcomes = await asyncio.gather(
-        *(services.vectors.upsert(access(), items(clustered(20, d, seed=d), f"{d}-")) for d in (8, 16)),
+        *(
+            services.vectors.upsert(access(), items(clustered(20, d, seed=d), f"{d}-"))
+            for d in (8, 16)
+        ),
         return_exceptions=True,
     )
-    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["InvalidInput", "UpsertOutcome"]
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == [
+        "InvalidInput",
+        "UpsertOutcome",
+    ]
     assert await services.vectors.count(access()) == 20
 
 
@@ -149,7 +180,10 @@ async def test_concurrent_upserts_deletes_and_counts_agree(services: ServiceCont
     await services.vectors.upsert(access(), items(vectors))
     await asyncio.gather(
         *(services.vectors.upsert(access(), items(vectors[:200])) for _ in range(4)),
-        *(services.vectors.delete(access(), [str(row) for row in range(199, 99, -1)]) for _ in range(4)),
+        *(
+            services.vectors.delete(access(), [str(row) for row in range(199, 99, -1)])
+            for _ in range(4)
+        ),
     )
     ids = await services.vectors.ids(access())
     assert await services.vectors.count(access()) == len(ids) == len(set(ids))
@@ -173,14 +207,21 @@ async def test_an_index_is_dropped_while_others_are_read_and_written(
     await create(services, "other")
     await services.vectors.upsert(access(), items(clustered(10, 8, seed=8)))
     async with engine.connect() as reader:
-        # A dump reads the partitioned table for a long time; it holds up neither creation nor upserts nor queries.
+        # A dump reads the partitioned table for a long time; it holds up neither creation nor
+        # upserts nor queries.
         await reader.execute(sa.text("SELECT count(*) FROM items"))
         await asyncio.wait_for(create(services, "third"), 10)
-        await asyncio.wait_for(services.vectors.upsert(access(), items(clustered(10, 8, seed=9))), 10)
+        await asyncio.wait_for(
+            services.vectors.upsert(access(), items(clustered(10, 8, seed=9))), 10
+        )
         await asyncio.wait_for(services.indexes.delete(access("other")), 10)
         await asyncio.sleep(0.3)
-        await asyncio.wait_for(services.vectors.upsert(access(), items(clustered(10, 8, seed=9))), 10)
-        assert await asyncio.wait_for(services.vectors.query(access(), Query(vectors=np.ones((1, 8), "f4"))), 10)
+        await asyncio.wait_for(
+            services.vectors.upsert(access(), items(clustered(10, 8, seed=9))), 10
+        )
+        assert await asyncio.wait_for(
+            services.vectors.query(access(), Query(vectors=np.ones((1, 8), "f4"))), 10
+        )
         assert await services.indexes.names(Caller()) == ["test", "third"]
     assert await n_partitions(engine, 2) == 2
 
@@ -190,7 +231,9 @@ async def n_partitions(engine: AsyncEngine, expected: int) -> int:
     count = -1
     for _ in range(100):
         async with engine.connect() as connection:
-            statement = sa.text("SELECT count(*) FROM pg_class WHERE relname ~ '^items_[0-9a-f]{32}$'")
+            statement = sa.text(
+                "SELECT count(*) FROM pg_class WHERE relname ~ '^items_[0-9a-f]{32}$'"
+            )
             count = (await connection.execute(statement)).scalar_one()
         if count == expected:
             break
@@ -198,7 +241,9 @@ async def n_partitions(engine: AsyncEngine, expected: int) -> int:
     return count
 
 
-async def test_another_worker_sees_a_deleted_and_recreated_index(services: ServiceContext, settings: Settings) -> None:
+async def test_another_worker_sees_a_deleted_and_recreated_index(
+    services: ServiceContext, settings: Settings
+) -> None:
     await create(services)
     await services.vectors.upsert(access(), items(clustered(10, 8, seed=10)))
     async with ServiceContext.open(settings) as other:
@@ -213,12 +258,16 @@ async def test_another_worker_sees_a_deleted_and_recreated_index(services: Servi
             await other.vectors.count(access())
 
 
-async def test_a_changed_value_is_reported_and_never_skipped(services: ServiceContext, engine: AsyncEngine) -> None:
+async def test_a_changed_value_is_reported_and_never_skipped(
+    services: ServiceContext, engine: AsyncEngine
+) -> None:
     await create(services)
     await services.vectors.upsert(access(), items(clustered(5, 8, seed=11)))
     async with engine.begin() as connection:
         await connection.execute(
-            sa.text("UPDATE items SET sealed_vector = set_byte(sealed_vector, 20, get_byte(sealed_vector, 20) # 1)")
+            sa.text(
+                "UPDATE items SET sealed_vector = set_byte(sealed_vector, 20, get_byte(sealed_vector, 20) # 1)"
+            )
         )
     with pytest.raises(errors.DataCorrupted):
         await services.vectors.query(access(), Query(vectors=np.ones((1, 8), "f4")))

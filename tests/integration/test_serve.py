@@ -30,10 +30,18 @@ def port() -> int:
 @contextmanager
 def service(port: int, **env: str) -> Iterator[subprocess.Popen[str]]:
     """Start the service; kill it and its workers at the end, if they are still there."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("SEALDEX_", "CYBORGDB_"))}
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SEALDEX_", "CYBORGDB_"))
+    }
     own |= {"PORT": str(port), "SEALDEX_WORKERS": "2", "SEALDEX_ROOT_KEY": ROOT_KEY, **env}
     process = subprocess.Popen(
-        [sys.executable, "-m", "app", "serve"], env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-m", "app", "serve"],
+        env=own,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     with process:
         try:
@@ -67,7 +75,9 @@ def test_a_terminated_service_takes_its_database_along(port: int, tmp_path: Path
     assert not (tmp_path / "data" / "postgres" / "postmaster.pid").exists()
 
 
-def test_the_workers_of_a_killed_service_end_and_another_can_start(port: int, database_dsn: str) -> None:
+def test_the_workers_of_a_killed_service_end_and_another_can_start(
+    port: int, database_dsn: str
+) -> None:
     with service(port, DATABASE_URL=database_dsn) as process:
         wait_until_healthy(port)
         workers = workers_of(process.pid)
@@ -79,7 +89,9 @@ def test_the_workers_of_a_killed_service_end_and_another_can_start(port: int, da
         wait_until_healthy(port)
 
 
-def test_workers_end_that_were_starting_when_the_service_was_killed(port: int, database_dsn: str) -> None:
+def test_workers_end_that_were_starting_when_the_service_was_killed(
+    port: int, database_dsn: str
+) -> None:
     with service(port, DATABASE_URL=database_dsn) as process:
         deadline = time.monotonic() + TIMEOUT_S
         while len(workers := workers_of(process.pid)) < 2:
@@ -104,7 +116,9 @@ def test_a_worker_that_dies_is_replaced(port: int, database_dsn: str) -> None:
         wait_until_healthy(port)
 
 
-def test_a_schema_that_is_not_at_head_is_refused_unless_told_to_migrate(port: int, empty_dsn: str) -> None:
+def test_a_schema_that_is_not_at_head_is_refused_unless_told_to_migrate(
+    port: int, empty_dsn: str
+) -> None:
     with service(port, DATABASE_URL=empty_dsn) as process:
         output, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 2

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from uvicorn import Server
 
-from app.cli.server import Connection, ServerConfig
+from app.server.http import Connection, ServerConfig
 
 _TIMEOUT_S = 0.4
 _HEAD = b"POST /%b HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n"
@@ -29,7 +29,9 @@ async def slow(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.fixture
 def client() -> Iterator[socket.socket]:
-    config = ServerConfig(slow, http=Connection, lifespan="off", ws="none", log_config=None, access_log=False)
+    config = ServerConfig(
+        slow, http=Connection, lifespan="off", ws="none", log_config=None, access_log=False
+    )
     config.receive_timeout_s = _TIMEOUT_S
     server = Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -70,7 +72,9 @@ def test_a_head_that_does_not_end_is_a_timeout(client: socket.socket, beginning:
     assert time.monotonic() - started > 0.9 * _TIMEOUT_S
 
 
-def test_the_answer_under_way_comes_before_what_is_wrong_with_the_next_request(client: socket.socket) -> None:
+def test_the_answer_under_way_comes_before_what_is_wrong_with_the_next_request(
+    client: socket.socket,
+) -> None:
     following = _HEAD % b"next"
     client.sendall(_HEAD % b"slow" + following[:30])
     assert until(client, b"/slow").startswith(b"HTTP/1.1 200 ")
@@ -89,7 +93,9 @@ def test_a_head_without_end_is_refused(client: socket.socket) -> None:
     assert all_of(client).startswith(b"HTTP/1.1 431 ")
 
 
-def test_a_head_without_end_behind_a_request_in_work_ends_the_connection(client: socket.socket) -> None:
+def test_a_head_without_end_behind_a_request_in_work_ends_the_connection(
+    client: socket.socket,
+) -> None:
     client.sendall(_HEAD % b"slow")
     client.sendall(_HEAD[:-4] + b"\r\nX-More: ")
     with pytest.raises(ConnectionError):

@@ -25,12 +25,13 @@ from app.domain import (
     TrainingResult,
     TrainingStatus,
 )
-from app.services import trainer as trainers
+from app.engine.sketches import samples, sketch_scan
 from app.services.context import ServiceContext
 from app.settings import Settings
+from app.store.pg.scan_pool import ScanPool
 from app.store.presence import Presence
-from app.store.scan_pool import ScanPool
 from app.store.training import Claim, ClaimLost
+from app.training import trainer as trainers
 
 pytestmark = pytest.mark.anyio
 
@@ -56,7 +57,9 @@ def clustered(n: int, d: int, seed: int) -> Matrix:
     """Vectors around 60 centres, the same for every seed, all a way off from zero."""
     centres = np.random.default_rng(0).standard_normal((60, d)) + 1
     rng = np.random.default_rng(seed)
-    return (centres[rng.integers(60, size=n)] + 0.6 * rng.standard_normal((n, d))).astype(np.float32)
+    return (centres[rng.integers(60, size=n)] + 0.6 * rng.standard_normal((n, d))).astype(
+        np.float32
+    )
 
 
 def items(vectors: Matrix, start: int = 0) -> list[Item]:
@@ -113,7 +116,7 @@ async def assert_clean(engine: AsyncEngine) -> None:
 
 def plan_of_a_search(pool: ScanPool, index: Index) -> str:
     with pool.lend_blocking() as raw:
-        return store.candidates.explain(raw, index, [bytes((index.sketch_bits or 0) // 8)], pool=10)
+        return sketch_scan.explain(raw, index, [bytes((index.sketch_bits or 0) // 8)], pool=10)
 
 
 def exact(metric: str, queries: Matrix, vectors: Matrix, k: int) -> list[set[str]]:
@@ -124,11 +127,18 @@ def exact(metric: str, queries: Matrix, vectors: Matrix, k: int) -> list[set[str
     return [{str(one) for one in order} for order in np.argsort(squared, axis=1)[:, :k]]
 
 
-async def recall(services: ServiceContext, metric: str, queries: Matrix, vectors: Matrix, **query: Any) -> float:
+async def recall(
+    services: ServiceContext, metric: str, queries: Matrix, vectors: Matrix, **query: Any
+) -> float:
     top_k = query.get("top_k", 10)
-    found = await services.vectors.query(ACCESS, Query(vectors=queries, **{"top_k": top_k, **query}))
+    found = await services.vectors.query(
+        ACCESS, Query(vectors=queries, **{"top_k": top_k, **query})
+    )
     truth = exact(metric, queries, vectors, top_k)
-    shares = [len({m.id for m in matches} & true) / top_k for matches, true in zip(found, truth, strict=True)]
+    shares = [
+        len({m.id for m in matches} & true) / top_k
+        for matches, true in zip(found, truth, strict=True)
+    ]
     return float(np.mean(shares))
 
 
@@ -151,9 +161,13 @@ async def test_upserts_alone_train_an_index_that_keeps_its_promise(
     # Norms that vary, as no embedding model's do.
     vectors *= np.random.default_rng(3).uniform(0.5, 2, (N, 1)).astype(np.float32)
     await create(services, metric=metric, storage_precision=Precision(precision))
-    assert (await services.vectors.upsert(ACCESS, items(vectors[:THRESHOLD]))).training_message is None
+    assert (
+        await services.vectors.upsert(ACCESS, items(vectors[:THRESHOLD]))
+    ).training_message is None
     outcome = await services.vectors.upsert(ACCESS, items(vectors[THRESHOLD:], THRESHOLD))
-    assert outcome.training_message == (f"Index training has been triggered (vectors: {N}, threshold: {THRESHOLD})")
+    assert outcome.training_message == (
+        f"Index training has been triggered (vectors: {N}, threshold: {THRESHOLD})"
+    )
     status = await services.training.status(Caller())
     assert [*status.running, *status.queued] == ["test"]
     await settled(services)
@@ -175,7 +189,10 @@ async def test_queries_use_the_new_ivfflat_index_and_fewer_probes_find_less(
     await filled(services, vectors)
     await settled(services)
     index = await row(engine)
-    assert f"Index Scan using {store.tables.ivf_name(index.id, index.generation)}" in plan_of_a_search(pool, index)
+    assert (
+        f"Index Scan using {store.tables.ivf_name(index.id, index.generation)}"
+        in plan_of_a_search(pool, index)
+    )
     by_probes = [
         await recall(services, "euclidean", queries, vectors, n_probes=n_probes, rerank_mult=4)
         for n_probes in (1, 8, index.n_lists)
@@ -204,7 +221,7 @@ async def test_a_new_generation_is_measured_and_not_used_before_the_swap(
         )
     before = plan_of_a_search(pool, index)
     async with engine.begin() as connection:
-        measured = await store.samples.explain_candidate_keys(connection, new, bytes(bits // 8))
+        measured = await samples.explain_candidate_keys(connection, new, bytes(bits // 8))
     assert store.tables.ivf_name(index.id, index.generation) in before
     assert store.tables.ivf_name(index.id, new.generation) in measured
     assert "Seq Scan" not in measured
@@ -222,7 +239,9 @@ async def test_too_few_items_stay_exact(services: ServiceContext, engine: AsyncE
     assert index.n_lists == 1
 
 
-async def test_training_again_may_raise_or_lower_the_lists(services: ServiceContext, engine: AsyncEngine) -> None:
+async def test_training_again_may_raise_or_lower_the_lists(
+    services: ServiceContext, engine: AsyncEngine
+) -> None:
     vectors = clustered(N, D, seed=1)
     await filled(services, vectors)
     await settled(services)
@@ -251,14 +270,19 @@ async def test_more_lists_than_the_memory_allows_are_refused_or_halved(
     await settled(services)
     monkeypatch.setattr(trainers, "build_memory_mb", lambda _n, _bits, n_lists: 64 * n_lists)
     failure = await services.training.train(ACCESS, 17)
-    assert failure == "17 lists need 1088 MB of memory in the database, SEALDEX_TRAINING_MEMORY_MB is 1024"
+    assert (
+        failure
+        == "17 lists need 1088 MB of memory in the database, SEALDEX_TRAINING_MEMORY_MB is 1024"
+    )
     # Asking again would change nothing, so nobody does.
     assert not (await row(engine)).is_training_due
     assert await services.training.train(ACCESS, None) is None
     assert (await row(engine)).n_lists == 16
 
 
-async def test_automatic_training_can_be_switched_off(settings: Settings, engine: AsyncEngine) -> None:
+async def test_automatic_training_can_be_switched_off(
+    settings: Settings, engine: AsyncEngine
+) -> None:
     async with ServiceContext.open(replace(settings, auto_train_disabled=True)) as services:
         await create(services)
         outcome = await services.vectors.upsert(ACCESS, items(clustered(N, D, seed=1)))
@@ -276,7 +300,8 @@ async def test_a_trained_index_is_trained_again_above_its_lists_times_the_thresh
     assert (await row(engine)).n_lists == 2
     outcome = await services.vectors.upsert(ACCESS, items(clustered(1, D, seed=9), N))
     assert (
-        outcome.training_message == f"Index training has been triggered (vectors: {N + 1}, threshold: {2 * THRESHOLD})"
+        outcome.training_message
+        == f"Index training has been triggered (vectors: {N + 1}, threshold: {2 * THRESHOLD})"
     )
     await settled(services)
     assert (await row(engine)).n_lists == 64
@@ -306,7 +331,9 @@ async def test_nothing_written_during_a_training_is_lost_or_missed(
                 f"{9_000 + 4 * rng.integers(99) + number}"
             ]
             fresh = clustered(len(chosen), D, seed=int(rng.integers(2**31)))
-            await services.vectors.upsert(ACCESS, [Item(*one) for one in zip(chosen, fresh, strict=True)])
+            await services.vectors.upsert(
+                ACCESS, [Item(*one) for one in zip(chosen, fresh, strict=True)]
+            )
             model.update(zip(chosen, fresh, strict=True))
             doomed = [str(one) for one in rng.choice(own, 10, replace=False)]
             await services.vectors.delete(ACCESS, doomed)
@@ -335,9 +362,16 @@ async def test_nothing_written_during_a_training_is_lost_or_missed(
     names = list(model)
     everything = await services.vectors.query(
         ACCESS,
-        Query(vectors=np.stack(list(model.values())), top_k=1, target_recall=1.0, include=frozenset({"distance"})),
+        Query(
+            vectors=np.stack(list(model.values())),
+            top_k=1,
+            target_recall=1.0,
+            include=frozenset({"distance"}),
+        ),
     )
-    lost = [name for name, matches in zip(names, everything, strict=True) if matches[0].distance != 0]
+    lost = [
+        name for name, matches in zip(names, everything, strict=True) if matches[0].distance != 0
+    ]
     assert not lost
 
 
@@ -349,22 +383,34 @@ async def test_every_sketch_of_the_next_encoder_is_that_of_its_vector(
     await settled(services)
     written = await scalar(engine, "SELECT count(sketch_1) FROM items")
     assert written == N
-    before = await scalar(engine, "SELECT md5(string_agg(sketch_1::text, '' ORDER BY item_key)) FROM items")
-    # Stored again, the same items have the same sketches, now written by the upsert instead of the training.
+    before = await scalar(
+        engine, "SELECT md5(string_agg(sketch_1::text, '' ORDER BY item_key)) FROM items"
+    )
+    # Stored again, the same items have the same sketches, now written by the upsert instead of the
+    # training.
     await services.vectors.upsert(ACCESS, items(vectors))
     assert await scalar(engine, "SELECT count(sketch_0) FROM items") == 0
-    assert await scalar(engine, "SELECT md5(string_agg(sketch_1::text, '' ORDER BY item_key)) FROM items") == before
+    assert (
+        await scalar(
+            engine, "SELECT md5(string_agg(sketch_1::text, '' ORDER BY item_key)) FROM items"
+        )
+        == before
+    )
 
 
-async def test_sketches_are_written_in_the_order_of_the_item_keys(settings: Settings, engine: AsyncEngine) -> None:
+async def test_sketches_are_written_in_the_order_of_the_item_keys(
+    settings: Settings, engine: AsyncEngine
+) -> None:
     async with ServiceContext.open(replace(settings, auto_train_disabled=True)) as services:
         await filled(services, clustered(N, D, seed=1))
         index = await row(engine)
         async with engine.connect() as connection:
             # A hash join keeps the order of its outer side, and both sides are in that of the keys.
             for n_keys in (10, N):
-                rows = await store.samples.vectors_after(connection, index, b"", n_keys)
-                plan = await store.samples.explain_write_sketches(connection, index, [item_key for item_key, _ in rows])
+                rows = await samples.vectors_after(connection, index, b"", n_keys)
+                plan = await samples.explain_write_sketches(
+                    connection, index, [item_key for item_key, _ in rows]
+                )
                 assert "Hash Join" in plan
                 assert f"Index Scan using {store.tables.partition_name(index.id)}_pkey on" in plan
                 assert "Nested Loop" not in plan
@@ -379,7 +425,10 @@ async def test_two_workers_never_train_one_index_at_once(
     async with ServiceContext.open(settings) as other:
         # Each waits for the others, then trains itself; the upsert's training makes four.
         outcomes = await asyncio.gather(
-            *(one.training.train(ACCESS, n_lists) for one, n_lists in ((services, 8), (other, 9), (other, 10)))
+            *(
+                one.training.train(ACCESS, n_lists)
+                for one, n_lists in ((services, 8), (other, 9), (other, 10))
+            )
         )
         assert outcomes == [None, None, None]
     spans = "SELECT count(*) FROM trainings a JOIN trainings b ON a.id < b.id AND b.started_at < a.finished_at"
@@ -448,7 +497,9 @@ async def test_a_write_without_key_builds_and_the_next_keyed_request_completes(
     async with ServiceContext.open(replace(settings, auto_train_disabled=True)) as services:
         await filled(services, vectors)
         # As an upsert by a user who may write and not read.
-        assert await services.training._begin(await row(engine), trainers.Wanted(None, None), is_patient=True)
+        assert await services.training._begin(
+            await row(engine), trainers.Wanted(None, None), is_patient=True
+        )
         await settled(services)
         index = await row(engine)
         assert (index.n_lists, index.encoder_version, index.profile) == (64, 0, None)
@@ -540,8 +591,12 @@ async def test_what_a_killed_trainer_left_is_cleared_away_and_taken_up_once_its_
     definition = store.partitions.ivf_definition(0, index.sketch_bits or 0, 32, 2)
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
-        await connection.exec_driver_sql(f"CREATE INDEX {name} ON {store.tables.partition_name(index.id)} {definition}")
-        invalidate = sa.text("UPDATE pg_index SET indisvalid = false WHERE indexrelid = CAST(:name AS regclass)")
+        await connection.exec_driver_sql(
+            f"CREATE INDEX {name} ON {store.tables.partition_name(index.id)} {definition}"
+        )
+        invalidate = sa.text(
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = CAST(:name AS regclass)"
+        )
         await connection.execute(invalidate, {"name": name})
     async with presence.held(), ServiceContext.open(settings) as services:
         await services.vectors.query(ACCESS, Query(vectors=vectors[:1]))
@@ -550,7 +605,9 @@ async def test_what_a_killed_trainer_left_is_cleared_away_and_taken_up_once_its_
         assert (name, False) in await relations(engine)
         assert (await services.indexes.stats(ACCESS))["training"]["state"] == "running"
         async with engine.begin() as connection:
-            await connection.exec_driver_sql("UPDATE training_jobs SET heartbeat_at = now() - interval '31 seconds'")
+            await connection.exec_driver_sql(
+                "UPDATE training_jobs SET heartbeat_at = now() - interval '31 seconds'"
+            )
         assert (await services.indexes.stats(ACCESS))["training"]["state"] == "interrupted"
         with pytest.raises(ClaimLost):
             async with engine.begin() as connection:
@@ -575,8 +632,12 @@ async def test_a_trainer_whose_claim_was_taken_over_cannot_swap(
     stopped, successor = Claim(index.id, presence.new_claim()), Claim(index.id, uuid4())
     async with presence.held(), engine.begin() as connection:
         assert await store.training.enqueue(connection, stopped, n_lists=None, is_patient=False)
-        assert not await store.training.enqueue(connection, successor, n_lists=None, is_patient=False)
-        await connection.exec_driver_sql("UPDATE training_jobs SET heartbeat_at = now() - interval '31 seconds'")
+        assert not await store.training.enqueue(
+            connection, successor, n_lists=None, is_patient=False
+        )
+        await connection.exec_driver_sql(
+            "UPDATE training_jobs SET heartbeat_at = now() - interval '31 seconds'"
+        )
         assert await store.training.enqueue(connection, successor, n_lists=None, is_patient=False)
     result = TrainingResult(9, 7, 1, N, N)
     with pytest.raises(ClaimLost):
@@ -593,12 +654,16 @@ async def test_the_job_of_a_worker_that_died_is_free_at_once(
     index = await row(engine)
     presence = Presence(settings, settings.database_url or "")
     claim, successor = Claim(index.id, presence.new_claim()), Claim(index.id, uuid4())
-    cut = sa.text("SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory' AND granted")
+    cut = sa.text(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+    )
     async with presence.held():
         async with engine.begin() as connection:
             assert await store.training.enqueue(connection, claim, n_lists=None, is_patient=False)
         async with engine.begin() as connection:
-            assert not await store.training.enqueue(connection, successor, n_lists=None, is_patient=False)
+            assert not await store.training.enqueue(
+                connection, successor, n_lists=None, is_patient=False
+            )
             # A lost connection is not the worker's death: it has a second to say so.
             await connection.execute(cut)
             assert await store.training.status(connection) == TrainingStatus([], [])
@@ -610,9 +675,13 @@ async def test_the_job_of_a_worker_that_died_is_free_at_once(
 
 async def test_the_sign_of_life_holds_up_nobody(settings: Settings, engine: AsyncEngine) -> None:
     presence = Presence(settings, settings.database_url or "")
-    snapshots = "SELECT count(backend_xmin) FROM pg_stat_activity WHERE state = 'idle in transaction'"
+    snapshots = (
+        "SELECT count(backend_xmin) FROM pg_stat_activity WHERE state = 'idle in transaction'"
+    )
     async with presence.held(), presence.held():
-        assert await scalar(engine, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 1
+        assert (
+            await scalar(engine, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 1
+        )
         assert await scalar(engine, snapshots) == 0
         await presence.confirm()
         assert await scalar(engine, snapshots) == 0
@@ -648,14 +717,19 @@ async def test_a_failed_training_backs_off(
     await assert_clean(engine)
 
 
-async def test_a_bug_is_told_by_the_log_alone(services: ServiceContext, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_is_told_by_the_log_alone(
+    services: ServiceContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def burst(*_: Any) -> None:
         raise ValueError(KEY)
 
     await filled(services, clustered(N, D, seed=1))
     await settled(services)
     monkeypatch.setattr(trainers.Trainer, "_calibrate", burst)
-    assert await services.training.train(ACCESS, None) == "an internal error, see the log of the service"
+    assert (
+        await services.training.train(ACCESS, None)
+        == "an internal error, see the log of the service"
+    )
 
 
 # ---------------------------------------------------------------- drift, statistics, storage
@@ -668,12 +742,19 @@ async def test_stats_and_view_tell_that_an_index_has_drifted_and_training_repair
     await filled(services, vectors)
     await settled(services)
     stats = await services.indexes.stats(ACCESS)
-    assert (stats["is_drifted"], stats["drift_reasons"], stats["n_changes_since_training"]) == (False, [], 0)
+    assert (stats["is_drifted"], stats["drift_reasons"], stats["n_changes_since_training"]) == (
+        False,
+        [],
+        0,
+    )
     assert stats["profile"]["recall"] >= 0.9
     assert stats["n_lists"] == 64
-    # Two thirds of the items go to one place: with a third, 3 to 4 times the average list was near the bound of 3.
+    # Two thirds of the items go to one place: with a third, 3 to 4 times the average list was near
+    # the bound of 3.
     n_moved = 2_000
-    await services.vectors.upsert(ACCESS, items(np.ones((n_moved, D), np.float32) + vectors[:n_moved] * 1e-3))
+    await services.vectors.upsert(
+        ACCESS, items(np.ones((n_moved, D), np.float32) + vectors[:n_moved] * 1e-3)
+    )
     stats = await services.indexes.stats(ACCESS)
     assert stats["is_drifted"]
     assert stats["n_changes_since_training"] == n_moved
@@ -685,7 +766,9 @@ async def test_stats_and_view_tell_that_an_index_has_drifted_and_training_repair
     assert not await scalar(engine, "SELECT is_drifted FROM index_overview")
 
 
-async def test_an_index_that_grows_has_its_recall_measured_again(services: ServiceContext, engine: AsyncEngine) -> None:
+async def test_an_index_that_grows_has_its_recall_measured_again(
+    services: ServiceContext, engine: AsyncEngine
+) -> None:
     vectors, queries = clustered(4 * N, D, seed=1), clustered(300, D, seed=2)
     await filled(services, vectors[:N])
     await settled(services)
@@ -696,25 +779,38 @@ async def test_an_index_that_grows_has_its_recall_measured_again(services: Servi
         await asyncio.sleep(0.2)
         await settled(services)
     index = await row(engine)
-    assert (index.generation, index.n_lists, index.trained_at) == (before.generation, before.n_lists, before.trained_at)
+    assert (index.generation, index.n_lists, index.trained_at) == (
+        before.generation,
+        before.n_lists,
+        before.trained_at,
+    )
     assert index.profile is not None
     assert index.profile["n_items"] == 4 * N
     assert not index.is_training_due
     assert await recall(services, "euclidean", queries, vectors) >= 0.9
 
 
-async def test_the_view_shows_each_index_without_a_key(services: ServiceContext, engine: AsyncEngine) -> None:
+async def test_the_view_shows_each_index_without_a_key(
+    services: ServiceContext, engine: AsyncEngine
+) -> None:
     await services.indexes.create(NewIndex(name="empty", index_key=KEY))
     await filled(services, clustered(N, D, seed=1))
     await settled(services)
     async with engine.connect() as connection:
-        rows = {row.name: row for row in await connection.execute(sa.text("SELECT * FROM index_overview"))}
+        rows = {
+            row.name: row
+            for row in await connection.execute(sa.text("SELECT * FROM index_overview"))
+        }
     assert (rows["empty"].n_items, rows["empty"].training_state, rows["empty"].is_drifted) == (
         0,
         "never trained",
         False,
     )
-    assert (rows["test"].n_items, rows["test"].n_lists, rows["test"].training_state) == (N, 64, "succeeded")
+    assert (rows["test"].n_items, rows["test"].n_lists, rows["test"].training_state) == (
+        N,
+        64,
+        "succeeded",
+    )
     assert rows["test"].recall >= 0.9
     assert rows["test"].ivf_size_bytes > 0
 
@@ -731,16 +827,22 @@ async def test_nothing_that_training_stores_holds_the_key_or_a_vector(
     ):
         assert KEY not in await scalar(engine, rows)
     keys = await scalar(
-        engine, "SELECT string_agg(key, ' ' ORDER BY key) FROM indexes, jsonb_object_keys(profile) AS key"
+        engine,
+        "SELECT string_agg(key, ' ' ORDER BY key) FROM indexes, jsonb_object_keys(profile) AS key",
     )
     assert keys == "imbalance n_items points recall target"
 
 
-async def test_target_recall_picks_other_settings(services: ServiceContext, engine: AsyncEngine) -> None:
+async def test_target_recall_picks_other_settings(
+    services: ServiceContext, engine: AsyncEngine
+) -> None:
     vectors, queries = clustered(N, D, seed=1), clustered(100, D, seed=2)
     await filled(services, vectors)
     await settled(services)
-    recalls = [await recall(services, "euclidean", queries, vectors, target_recall=t) for t in (0.5, 0.8, 0.95, 1.0)]
+    recalls = [
+        await recall(services, "euclidean", queries, vectors, target_recall=t)
+        for t in (0.5, 0.8, 0.95, 1.0)
+    ]
     assert recalls == sorted(recalls)
     assert recalls[0] < recalls[-1]
     for bad in (0.49, 1.01, -1.0, float("inf")):
@@ -752,7 +854,9 @@ async def test_a_service_behind_a_pooler_builds_on_the_maintenance_address(
     settings: Settings, engine: AsyncEngine
 ) -> None:
     elsewhere = "postgresql://127.0.0.1:1/nowhere"
-    async with ServiceContext.open(replace(settings, maintenance_database_url=elsewhere)) as services:
+    async with ServiceContext.open(
+        replace(settings, maintenance_database_url=elsewhere)
+    ) as services:
         await filled(services, clustered(N, D, seed=1))
         await settled(services)
         failure = await services.training.train(ACCESS, None)
@@ -760,7 +864,9 @@ async def test_a_service_behind_a_pooler_builds_on_the_maintenance_address(
     assert not (await row(engine)).is_trained
 
 
-async def test_a_lost_claim_stops_the_training(services: ServiceContext, engine: AsyncEngine) -> None:
+async def test_a_lost_claim_stops_the_training(
+    services: ServiceContext, engine: AsyncEngine
+) -> None:
     await filled(services, clustered(N, D, seed=1))
     await settled(services)
     before = await row(engine)

@@ -1,8 +1,9 @@
 """Writes the JSON vectors beside this file: `python tests/known_answers/generate.py`.
 
-A second implementation of `app/crypto/README.md`, as plain as possible: HKDF from HMAC, counter mode block by block,
-dense Hadamard matrices, float64, one vector at a time. It imports nothing of the service. The vectors are frozen: a
-change of a stored format adds cases under its new version and leaves these alone.
+A second implementation of `app/crypto/README.md`, as plain as possible: HKDF from HMAC, counter
+mode block by block, dense Hadamard matrices, float64, one vector at a time. It imports nothing of
+the service. The vectors are frozen: a change of a stored format adds cases under its new version
+and leaves these alone.
 """
 
 import base64
@@ -46,7 +47,9 @@ def aes_block(key: bytes, block: bytes) -> bytes:
 
 def counter_mode(key: bytes, seed: bytes, n_bytes: int) -> bytes:
     width = 16 - len(seed)
-    blocks = [aes_block(key, seed + number.to_bytes(width, "big")) for number in range(-(-n_bytes // 16))]
+    blocks = [
+        aes_block(key, seed + number.to_bytes(width, "big")) for number in range(-(-n_bytes // 16))
+    ]
     return b"".join(blocks)[:n_bytes]
 
 
@@ -62,7 +65,10 @@ def bits_of(data: bytes) -> list[int]:
 
 
 def pack(bits: list[int]) -> bytes:
-    return bytes(sum(bits[start + place] << 7 - place for place in range(8)) for start in range(0, len(bits), 8))
+    return bytes(
+        sum(bits[start + place] << 7 - place for place in range(8))
+        for start in range(0, len(bits), 8)
+    )
 
 
 def keys_case() -> dict[str, Any]:
@@ -162,7 +168,9 @@ def user_case() -> dict[str, str]:
     wrapped = {
         permission: b"\x01"
         + NONCE
-        + AESGCM(user_key).encrypt(NONCE, key, PREFIX + b"user" + INDEX_ID.bytes + user_id + permission.encode())
+        + AESGCM(user_key).encrypt(
+            NONCE, key, PREFIX + b"user" + INDEX_ID.bytes + user_id + permission.encode()
+        )
         for permission, key in keys.items()
     }
     return {
@@ -170,7 +178,8 @@ def user_case() -> dict[str, str]:
         "user_id": user_id.hex(),
         "user_key": user_key.hex(),
         "tag_key": tag_key.hex(),
-        "token": "cdbk_1_" + base64.urlsafe_b64encode(user_id + user_key + tag).decode().rstrip("="),
+        "token": "cdbk_1_"
+        + base64.urlsafe_b64encode(user_id + user_key + tag).decode().rstrip("="),
         "read_key": keys["read"].hex(),
         "write_key": keys["write"].hex(),
         "wrapped_read_key": wrapped["read"].hex(),
@@ -204,7 +213,9 @@ def terms_cases() -> list[dict[str, Any]]:
         ("tags", None, "f", ""),
         ("", None, "f", ""),
     ):
-        message = kind.encode() + len(path.encode()).to_bytes(4, "big") + path.encode() + text.encode()
+        message = (
+            kind.encode() + len(path.encode()).to_bytes(4, "big") + path.encode() + text.encode()
+        )
         token = int.from_bytes(hmac.digest(token_key, message, "sha256")[:8], "big", signed=True)
         cases.append({"path": path, "value": value, "message": message.hex(), "token": token})
     return cases
@@ -244,7 +255,10 @@ def sketch_case(
     for block in range(n_blocks):
         part = stream[block * (3 * size // 8 + 16 * size) :]
         flips = bits_of(part[: 3 * size // 8])
-        words = [int.from_bytes(part[start : start + 8], "little") for start in range(3 * size // 8, len(part), 8)]
+        words = [
+            int.from_bytes(part[start : start + 8], "little")
+            for start in range(3 * size // 8, len(part), 8)
+        ]
         x = np.zeros(size)
         x[: len(lifted)] = lifted
         for number in range(3):
@@ -265,7 +279,9 @@ def sketch_case(
     noise = 0.1
     seed = hmac.digest(seed_key, item_key + np.array(vector, "<f4").tobytes(), "sha256")[:12]
     coin_bytes = counter_mode(coin_key, seed, 2 * bits)
-    coins = [int.from_bytes(coin_bytes[start : start + 2], "little") for start in range(0, 2 * bits, 2)]
+    coins = [
+        int.from_bytes(coin_bytes[start : start + 2], "little") for start in range(0, 2 * bits, 2)
+    ]
     flips = [int(coin < round(noise * 65536)) for coin in coins]
     return {
         "metric": metric,
@@ -290,7 +306,9 @@ def sketch_case(
         "item_key": item_key.hex(),
         "seed": seed.hex(),
         "coins_prefix": coins[:16],
-        "item_sketch": pack([sign ^ flip for sign, flip in zip(signs_of, flips, strict=True)]).hex(),
+        "item_sketch": pack(
+            [sign ^ flip for sign, flip in zip(signs_of, flips, strict=True)]
+        ).hex(),
     }
 
 
@@ -307,7 +325,9 @@ def parameters_case() -> dict[str, Any]:
 
 
 def write(name: str, value: object) -> None:
-    (HERE / name).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (HERE / name).write_text(
+        json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def main() -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from app.crypto import aead, hkdf, keys, sessions, tokens, user_keys
-from app.crypto.flips import Flips
-from app.crypto.rotation import N_ROUNDS, Rotation
-from app.crypto.sketch import Encoder, EncoderParameters
 from app.domain import Matrix, Metric, Permission, UserToken
+from app.engine.sketches.encoder import Encoder, EncoderParameters
+from app.engine.sketches.flips import Flips
+from app.engine.sketches.rotation import N_ROUNDS, Rotation
 from app.filters import terms
 
 
@@ -38,12 +38,16 @@ def index_keys() -> keys.IndexKeys:
 
 
 def test_wrapped_dek_opens() -> None:
-    unwrapped = keys.unwrap_dek(bytes.fromhex(KEYS["kek"]), bytes.fromhex(KEYS["wrapped"]), INDEX_ID)
+    unwrapped = keys.unwrap_dek(
+        bytes.fromhex(KEYS["kek"]), bytes.fromhex(KEYS["wrapped"]), INDEX_ID
+    )
     assert unwrapped.hex() == KEYS["dek"]
 
 
 def test_pseudorandom_key_is_as_frozen() -> None:
-    assert hkdf.extract(INDEX_ID.bytes, bytes.fromhex(KEYS["dek"])).hex() == KEYS["pseudorandom_key"]
+    assert (
+        hkdf.extract(INDEX_ID.bytes, bytes.fromhex(KEYS["dek"])).hex() == KEYS["pseudorandom_key"]
+    )
 
 
 def test_derived_keys_are_as_frozen(index_keys: keys.IndexKeys) -> None:
@@ -64,7 +68,10 @@ def test_sub_keys_are_as_frozen(label: str) -> None:
 @pytest.mark.parametrize("case", read("aead.json"), ids=lambda case: case["label"])
 def test_sealed_value_opens(index_keys: keys.IndexKeys, case: dict[str, str]) -> None:
     sealer: aead.Sealer = getattr(index_keys, SEALERS[case["label"]])
-    assert sealer.open(bytes.fromhex(case["item_key"]), bytes.fromhex(case["sealed"])).hex() == case["plaintext"]
+    assert (
+        sealer.open(bytes.fromhex(case["item_key"]), bytes.fromhex(case["sealed"])).hex()
+        == case["plaintext"]
+    )
 
 
 def test_sealed_vector_opens_as_a_row(index_keys: keys.IndexKeys) -> None:
@@ -81,13 +88,19 @@ def test_sessions_are_as_frozen(index_keys: keys.IndexKeys, case: dict[str, str]
     assert index_keys._sessions.private_key == private
     assert sessions.public_bytes(private).hex() == case["public_key"]
     session = sessions.enter(private, name, INDEX_ID)
-    assert (session._key.hex(), session.key(case["label"]).hex()) == (case["session_key"], case["key"])
+    assert (session._key.hex(), session.key(case["label"]).hex()) == (
+        case["session_key"],
+        case["key"],
+    )
 
 
 @pytest.mark.parametrize("case", read("sessions.json"), ids=lambda case: case["label"])
 def test_what_a_writer_sealed_opens(index_keys: keys.IndexKeys, case: dict[str, str]) -> None:
     sealer: aead.Sealer = getattr(index_keys, SEALERS[case["label"]])
-    assert sealer.open(bytes.fromhex(case["item_key"]), bytes.fromhex(case["sealed"])).hex() == case["plaintext"]
+    assert (
+        sealer.open(bytes.fromhex(case["item_key"]), bytes.fromhex(case["sealed"])).hex()
+        == case["plaintext"]
+    )
 
 
 def test_user_tokens_are_as_frozen() -> None:
@@ -112,7 +125,9 @@ def test_item_key_is_as_frozen(index_keys: keys.IndexKeys, case: dict[str, str])
     assert tokens.item_key(index_keys.blind_key, case["id"]).hex() == case["item_key"]
 
 
-@pytest.mark.parametrize("case", read("terms.json"), ids=lambda case: f"{case['path']}={case['value']}")
+@pytest.mark.parametrize(
+    "case", read("terms.json"), ids=lambda case: f"{case['path']}={case['value']}"
+)
 def test_token_of_a_term_is_as_frozen(index_keys: keys.IndexKeys, case: dict[str, Any]) -> None:
     message = terms.message((case["path"], case["value"]))
     assert message.hex() == case["message"]
@@ -122,9 +137,13 @@ def test_token_of_a_term_is_as_frozen(index_keys: keys.IndexKeys, case: dict[str
 
 def test_encoder_parameters_are_as_frozen() -> None:
     case = read("encoder.json")
-    parameters = EncoderParameters(case["version"], np.array(case["mean"], np.float32), case["scale"])
+    parameters = EncoderParameters(
+        case["version"], np.array(case["mean"], np.float32), case["scale"]
+    )
     assert parameters.to_bytes().hex() == case["bytes"]
-    assert EncoderParameters.from_bytes(bytes.fromhex(case["bytes"])).to_bytes().hex() == case["bytes"]
+    assert (
+        EncoderParameters.from_bytes(bytes.fromhex(case["bytes"])).to_bytes().hex() == case["bytes"]
+    )
 
 
 def encoder_of(case: dict[str, Any]) -> Encoder:
@@ -152,8 +171,13 @@ def test_rotation_is_as_frozen(case: dict[str, Any]) -> None:
     assert key.hex() == case["rotation_key"]
     assert rotation.size == size
     assert rotation.signs.swapaxes(0, 1).reshape(-1, size)[:, :16].tolist() == case["signs_prefix"]
-    permutations = rotation.permutations.reshape(N_ROUNDS - 1, n_blocks, size) - size * np.arange(n_blocks)[:, None]
-    assert permutations.swapaxes(0, 1).reshape(-1, size)[:, :8].tolist() == case["permutations_prefix"]
+    permutations = (
+        rotation.permutations.reshape(N_ROUNDS - 1, n_blocks, size)
+        - size * np.arange(n_blocks)[:, None]
+    )
+    assert (
+        permutations.swapaxes(0, 1).reshape(-1, size)[:, :8].tolist() == case["permutations_prefix"]
+    )
 
 
 @pytest.mark.parametrize("case", SKETCHES, ids=lambda case: case["metric"])
@@ -181,4 +205,7 @@ def test_coins_are_as_frozen(case: dict[str, Any]) -> None:
 def test_sketches_are_as_frozen(case: dict[str, Any]) -> None:
     encoder, vectors = encoder_of(case), vectors_of(case)
     assert encoder.encode_queries(vectors).tobytes().hex() == case["query_sketch"]
-    assert encoder.encode_items(vectors, [bytes.fromhex(case["item_key"])]).tobytes().hex() == case["item_sketch"]
+    assert (
+        encoder.encode_items(vectors, [bytes.fromhex(case["item_key"])]).tobytes().hex()
+        == case["item_sketch"]
+    )

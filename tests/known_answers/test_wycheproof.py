@@ -1,10 +1,12 @@
 """Project Wycheproof's vectors, and those of RFC 4231, against our own wrappers; bad ones are refused, in our words.
 
-Each case says what it is about in its `comment`. Cases for other sizes of key, nonce or tag than ours are not ours to
-answer, apart from short keys, which a wrapper must refuse: AESGCM would quietly be AES-128.
+Each case says what it is about in its `comment`. Cases for other sizes of key, nonce or tag than
+ours are not ours to answer, apart from short keys, which a wrapper must refuse: AESGCM would
+quietly be AES-128.
 
-`hmac_sha256.json` has the figures of Wycheproof's testvectors_v1/hmac_sha256_test.json, all 174 cases (C2SP/wycheproof,
-commit 427a648c, Apache License 2.0): the case's number, key, message, tag, size of the tag in bits, result.
+`hmac_sha256.json` has the figures of Wycheproof's testvectors_v1/hmac_sha256_test.json, all 174
+cases (C2SP/wycheproof, commit 427a648c, Apache License 2.0): the case's number, key, message, tag,
+size of the tag in bits, result.
 """
 
 import collections
@@ -49,7 +51,14 @@ def test_the_vectors_are_all_there() -> None:
     assert (len(AES_GCM), len(OURS), len(SHORT_KEYS), len(HKDF)) == (316, 66, 211, 86)
     # Wycheproof's groups: size of key and tag in bits.
     groups = collections.Counter((4 * len(key), tag_bits) for _, key, _, _, tag_bits, _ in HMAC)
-    assert groups == {(256, 256): 81, (256, 128): 81, (128, 256): 3, (128, 128): 3, (520, 256): 3, (520, 128): 3}
+    assert groups == {
+        (256, 256): 81,
+        (256, 128): 81,
+        (128, 256): 3,
+        (128, 128): 3,
+        (520, 256): 3,
+        (520, 128): 3,
+    }
     assert [number for number, *_ in HMAC] == list(range(1, 175))
 
 
@@ -89,7 +98,9 @@ def test_a_short_kek_is_refused_whatever_the_ciphertext(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", HKDF, ids=named)
-def test_hkdf_derives_what_is_valid_and_refuses_the_rest(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hkdf_derives_what_is_valid_and_refuses_the_rest(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hkdf, "LABEL_PREFIX", bytes.fromhex(case["info"]))
     pseudorandom_key = hkdf.extract(bytes.fromhex(case["salt"]), bytes.fromhex(case["ikm"]))
     derive = functools.partial(hkdf.expand, pseudorandom_key, "", case["size"])
@@ -113,14 +124,22 @@ def test_hmac_has_the_tag_of_what_is_valid_and_no_other(
 
 # RFC 4231, section 4: key, data, HMAC-SHA-256 (of case 5 the first 16 bytes only).
 RFC_4231 = [
-    ("0b" * 20, b"Hi There".hex(), "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7"),
+    (
+        "0b" * 20,
+        b"Hi There".hex(),
+        "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7",
+    ),
     (
         b"Jefe".hex(),
         b"what do ya want for nothing?".hex(),
         "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843",
     ),
     ("aa" * 20, "dd" * 50, "773ea91e36800e46854db8ebd09181a72959098b3ef8c122d9635514ced565fe"),
-    (bytes(range(1, 26)).hex(), "cd" * 50, "82558a389a443c0ea4cc819899f2083a85f0faa3e578f8077a2e3ff46729665b"),
+    (
+        bytes(range(1, 26)).hex(),
+        "cd" * 50,
+        "82558a389a443c0ea4cc819899f2083a85f0faa3e578f8077a2e3ff46729665b",
+    ),
     ("0c" * 20, b"Test With Truncation".hex(), "a3b6167473100ee06e0c796c2955552b"),
     (
         "aa" * 131,
@@ -141,6 +160,8 @@ def test_hmac_matches_rfc_4231(key: str, data: str, expected: str) -> None:
     assert hkdf.extract(bytes.fromhex(key), bytes.fromhex(data)).hex().startswith(expected)
 
 
-@pytest.mark.parametrize(("key", "data", "expected"), [case for case in RFC_4231 if bytes.fromhex(case[1]).isascii()])
+@pytest.mark.parametrize(
+    ("key", "data", "expected"), [case for case in RFC_4231 if bytes.fromhex(case[1]).isascii()]
+)
 def test_item_keys_are_the_first_half_of_rfc_4231(key: str, data: str, expected: str) -> None:
     assert tokens.item_key(bytes.fromhex(key), bytes.fromhex(data).decode()).hex() == expected[:32]

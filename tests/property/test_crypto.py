@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.crypto import aead, keys
-from app.crypto.sketch import Encoder, EncoderParameters
 from app.domain import Metric
+from app.engine.sketches.encoder import Encoder, EncoderParameters
 from app.errors import AppError, DataCorrupted
 
 INDEX_ID = uuid.UUID(int=1)
@@ -68,7 +68,9 @@ def test_any_flipped_bit_of_any_row_is_rejected(bit: int, place: int) -> None:
 
 @given(kek=key_bytes, dek=key_bytes, number=st.integers(0, 2**128 - 1), bit=st.integers(0, 10_000))
 @settings(deadline=None)
-def test_wrapped_deks_unwrap_and_any_flipped_bit_is_rejected(kek: bytes, dek: bytes, number: int, bit: int) -> None:
+def test_wrapped_deks_unwrap_and_any_flipped_bit_is_rejected(
+    kek: bytes, dek: bytes, number: int, bit: int
+) -> None:
     index_id = uuid.UUID(int=number)
     wrapped = keys.wrap_dek(kek, dek, index_id)
     assert keys.unwrap_dek(kek, wrapped, index_id) == dek
@@ -82,9 +84,14 @@ def test_index_keys_read_back_in_either_case(key: bytes) -> None:
     assert keys.parse_index_key(key.hex()) == keys.parse_index_key(key.hex().upper()) == key
 
 
-@given(metric=st.sampled_from(Metric), values=st.lists(st.tuples(finite, finite, finite), min_size=1, max_size=8))
+@given(
+    metric=st.sampled_from(Metric),
+    values=st.lists(st.tuples(finite, finite, finite), min_size=1, max_size=8),
+)
 @settings(deadline=None)
-def test_every_finite_vector_encodes(metric: Metric, values: list[tuple[float, float, float]]) -> None:
+def test_every_finite_vector_encodes(
+    metric: Metric, values: list[tuple[float, float, float]]
+) -> None:
     vectors = np.array(values, np.float32)
     parameters = EncoderParameters.from_bytes(EncoderParameters.fit(1, metric, vectors).to_bytes())
     encoder = Encoder(bytes(32), 3, metric, 512, 0.1, parameters)

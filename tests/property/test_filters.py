@@ -15,13 +15,17 @@ _some_metadata = st.lists(metadata, min_size=1, max_size=8)
 
 @given(wanted=filters, several=_some_metadata)
 @settings(max_examples=N_EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_a_filter_matches_what_the_naive_matcher_says(wanted: dict[str, Any], several: list[dict[str, Any]]) -> None:
+def test_a_filter_matches_what_the_naive_matcher_says(
+    wanted: dict[str, Any], several: list[dict[str, Any]]
+) -> None:
     is_match = matching.matcher(grammar.parse(wanted))
     for one in several:
         assert is_match(one) is naive_filters.matches(wanted, one)
 
 
-@given(wanted=filters, several=_some_metadata, unfilterable=st.sets(st.sampled_from(["a", "b", "a.b"])))
+@given(
+    wanted=filters, several=_some_metadata, unfilterable=st.sets(st.sampled_from(["a", "b", "a.b"]))
+)
 @settings(max_examples=N_EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_what_matches_has_a_term_of_every_clause(
     wanted: dict[str, Any], several: list[dict[str, Any]], unfilterable: set[str]
@@ -37,13 +41,20 @@ _anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.dictionaries(st.text(max_size=4) | st.sampled_from(["$and", "$or", "$not", "$in", "$gt", "$regex"]), inner)
+        | st.dictionaries(
+            st.text(max_size=4) | st.sampled_from(["$and", "$or", "$not", "$in", "$gt", "$regex"]),
+            inner,
+        )
     ),
     max_leaves=10,
 )
 
 
-@given(wanted=st.dictionaries(st.text(max_size=4) | st.sampled_from(["$and", "$nor", "$not", "a"]), _anything))
+@given(
+    wanted=st.dictionaries(
+        st.text(max_size=4) | st.sampled_from(["$and", "$nor", "$not", "a"]), _anything
+    )
+)
 @example(wanted={"a": {"$regex": "\\C"}})
 @example(wanted={"a": {"$regex": "a\x00b"}})
 @settings(max_examples=N_EXAMPLES, deadline=None)

@@ -61,14 +61,22 @@ class Service:
 
     def start(self) -> None:
         environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("SEALDEX_", "DATABASE_"))},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("SEALDEX_", "DATABASE_"))
+            },
             "SEALDEX_DATA_DIR": str(self.data_dir),
             "PORT": str(self.port),
             **self.environment,
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "app", "serve"], env=environment, stdout=log, stderr=log, start_new_session=True
+                [sys.executable, "-m", "app", "serve"],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         self._wait()
 
@@ -78,7 +86,10 @@ class Service:
             assert self.process is not None
             assert self.process.poll() is None, self.log.read_text()
             try:
-                if httpx.get(f"{self.url}/v1/health", verify=self.verify or True).status_code == httpx.codes.OK:
+                if (
+                    httpx.get(f"{self.url}/v1/health", verify=self.verify or True).status_code
+                    == httpx.codes.OK
+                ):
                     return
             except httpx.TransportError:
                 time.sleep(0.05)
@@ -96,7 +107,9 @@ class Service:
         self.process.wait(_PATIENCE_S)
 
     def post(self, path: str, body: _JSON, **headers: str) -> httpx.Response:
-        return httpx.post(f"{self.url}/v1/{path}", json=body, headers=headers, timeout=_ANSWER_PATIENCE_S)
+        return httpx.post(
+            f"{self.url}/v1/{path}", json=body, headers=headers, timeout=_ANSWER_PATIENCE_S
+        )
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         return httpx.get(f"{self.url}/v1/{path}", headers=headers, timeout=_ANSWER_PATIENCE_S)

@@ -1,6 +1,7 @@
 """The restore drill: after each way to restore, the same queries give the same answers with the same key.
 
-Dump and restore into an empty server · base backup and WAL to a point in time · one index, moved to another server.
+Dump and restore into an empty server · base backup and WAL to a point in time · one index, moved to
+another server.
 """
 
 import os
@@ -19,7 +20,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from app.store.embedded import EmbeddedPostgres, _bin_dir
+from app.server.postgres import EmbeddedPostgres, _bin_dir
 from tests.service.conftest import Service, new_service
 
 KEY = secrets.token_hex(32)
@@ -34,7 +35,12 @@ def access(name: str) -> dict[str, Any]:
 
 def fill(service: Service, name: str, rows: range) -> None:
     items = [
-        {"id": f"id-{row}", "vector": VECTORS[row].tolist(), "contents": f"{CANARY} {row}", "metadata": {"n": row}}
+        {
+            "id": f"id-{row}",
+            "vector": VECTORS[row].tolist(),
+            "contents": f"{CANARY} {row}",
+            "metadata": {"n": row},
+        }
         for row in rows
     ]
     answer = service.post("vectors/upsert", {**access(name), "items": items})
@@ -43,7 +49,11 @@ def fill(service: Service, name: str, rows: range) -> None:
 
 def answers(service: Service, name: str) -> dict[str, Any]:
     """What the index says: nearest items of ten queries, contents of some, count, description."""
-    query = {"query_vectors": VECTORS[:10].tolist(), "top_k": 5, "include": ["distance", "metadata"]}
+    query = {
+        "query_vectors": VECTORS[:10].tolist(),
+        "top_k": 5,
+        "include": ["distance", "metadata"],
+    }
     return {
         "query": service.post("vectors/query", {**access(name), **query}).json(),
         "get": service.post("vectors/get", {**access(name), "ids": ["id-1", "id-250"]}).json(),
@@ -65,7 +75,9 @@ def assert_indexed(dsn: str, n_indexes: int) -> None:
 
 
 def tool(name: str, *arguments: str, cwd: Path | None = None) -> bytes:
-    done = subprocess.run([_bin_dir() / name, *arguments], capture_output=True, check=False, cwd=cwd)
+    done = subprocess.run(
+        [_bin_dir() / name, *arguments], capture_output=True, check=False, cwd=cwd
+    )
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
 
@@ -120,14 +132,18 @@ def _source(root: Path) -> Iterator[Service]:
         yield service
 
 
-def test_a_dump_restored_into_an_empty_server_gives_the_same_answers(source: Service, place: Path) -> None:
+def test_a_dump_restored_into_an_empty_server_gives_the_same_answers(
+    source: Service, place: Path
+) -> None:
     expected = {name: answers(source, name) for name in ("books", "films")}
     dump = place / "sealdex.dump"
     tool("pg_dump", "--format=custom", f"--file={dump}", source.dsn)
     canaries = place / "canaries.txt"
     canaries.write_text(f"{CANARY}\n{KEY}\nid-250\n{VECTORS[250].tolist()}\n")
     command = ["backup-check", str(dump), "--canaries", str(canaries)]
-    checked = subprocess.run([sys.executable, "-m", "app", *command], capture_output=True, text=True, check=False)
+    checked = subprocess.run(
+        [sys.executable, "-m", "app", *command], capture_output=True, text=True, check=False
+    )
     assert checked.returncode == 0, checked.stdout + checked.stderr
     with EmbeddedPostgres(place / "server") as server:
         tool("psql", "--command=CREATE ROLE sealdex_auditor NOLOGIN", server.dsn)
@@ -143,7 +159,13 @@ def test_a_base_backup_and_its_wal_restore_a_point_in_time(source: Service, plac
     archive = source.data_dir.parent / "archive"
     base = place / "restored" / "postgres"
     base.parent.mkdir()
-    tool("pg_basebackup", f"--dbname={source.dsn}", f"--pgdata={base}", "--checkpoint=fast", "--wal-method=none")
+    tool(
+        "pg_basebackup",
+        f"--dbname={source.dsn}",
+        f"--pgdata={base}",
+        "--checkpoint=fast",
+        "--wal-method=none",
+    )
     fill(source, "books", range(300, 350))
     expected = answers(source, "books")
     with psycopg.connect(source.dsn, autocommit=True) as database:
@@ -152,7 +174,9 @@ def test_a_base_backup_and_its_wal_restore_a_point_in_time(source: Service, plac
         time.sleep(0.1)
         fill(source, "books", range(350, N_ITEMS))
         assert source.post("indexes/delete", access("films")).status_code == 200
-        (last,) = database.execute("SELECT pg_walfile_name(pg_current_wal_lsn())").fetchone() or ("",)
+        (last,) = database.execute("SELECT pg_walfile_name(pg_current_wal_lsn())").fetchone() or (
+            "",
+        )
         database.execute("SELECT pg_switch_wal()")
     wait_for(archive / last)
     (base / "postgresql.auto.conf").write_text(
@@ -181,7 +205,13 @@ def test_one_index_moves_to_another_server_alone(source: Service, place: Path) -
         fill_other = {**access("already-there"), "dimension": 16}
         assert other.post("indexes/create", fill_other).status_code == 200
         environment = {**os.environ, "PATH": f"{_bin_dir()}:{os.environ['PATH']}"}
-        script = ["sh", str(root / "docs" / "scripts" / "copy-index.sh"), source.dsn, other.dsn, name]
+        script = [
+            "sh",
+            str(root / "docs" / "scripts" / "copy-index.sh"),
+            source.dsn,
+            other.dsn,
+            name,
+        ]
         done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert answers(other, name) == expected

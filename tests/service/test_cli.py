@@ -35,7 +35,11 @@ def index(service: Service) -> Iterator[str]:
 
 def run(service: Service, *arguments: str, status: int = 0, **env: str) -> str:
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("SEALDEX_", "DATABASE_"))},
+        **{
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("SEALDEX_", "DATABASE_"))
+        },
         "SEALDEX_DATA_DIR": str(service.data_dir),
         "SEALDEX_INDEX_KEY": KEY,
         "PORT": str(service.port),
@@ -43,7 +47,11 @@ def run(service: Service, *arguments: str, status: int = 0, **env: str) -> str:
     }
     stdout, stderr = io.TextIOWrapper(io.BytesIO()), io.StringIO()
     # In this process: starting Python for each command would take most of the time.
-    with patch.dict(os.environ, environment, clear=True), redirect_stdout(stdout), redirect_stderr(stderr):
+    with (
+        patch.dict(os.environ, environment, clear=True),
+        redirect_stdout(stdout),
+        redirect_stderr(stderr),
+    ):
         found = cli.main(arguments)
         stdout.flush()
     printed = stdout.buffer.getvalue().decode()
@@ -78,23 +86,38 @@ def write_jsonl(path: Path, rows: range) -> Path:
     return path
 
 
-def test_items_go_in_and_come_out_as_they_were(service: Service, index: str, tmp_path: Path) -> None:
+def test_items_go_in_and_come_out_as_they_were(
+    service: Service, index: str, tmp_path: Path
+) -> None:
     source = write_jsonl(tmp_path / "items.jsonl", range(N_ITEMS))
-    assert document(service, "import", index, str(source)) == {"index": index, "imported": N_ITEMS, "resumed_after": 0}
+    assert document(service, "import", index, str(source)) == {
+        "index": index,
+        "imported": N_ITEMS,
+        "resumed_after": 0,
+    }
     exported = tmp_path / "out.jsonl"
-    assert document(service, "export", index, "--output", str(exported)) == {"index": index, "exported": N_ITEMS}
+    assert document(service, "export", index, "--output", str(exported)) == {
+        "index": index,
+        "exported": N_ITEMS,
+    }
     assert exported.stat().st_mode & 0o777 == 0o600
     one, other = (
-        {item["id"]: item for item in map(json.loads, path.read_text().splitlines())} for path in (source, exported)
+        {item["id"]: item for item in map(json.loads, path.read_text().splitlines())}
+        for path in (source, exported)
     )
     assert one == other
     assert len(run(service, "export", index).splitlines()) == N_ITEMS
 
 
 @pytest.mark.parametrize("suffix", ["npy", "npz", "parquet"])
-def test_arrays_and_tables_are_imported(service: Service, index: str, tmp_path: Path, suffix: str) -> None:
+def test_arrays_and_tables_are_imported(
+    service: Service, index: str, tmp_path: Path, suffix: str
+) -> None:
     path = tmp_path / f"items.{suffix}"
-    ids, contents = [f"item-{row}" for row in range(N_ITEMS)], [f"text {row}" for row in range(N_ITEMS)]
+    ids, contents = (
+        [f"item-{row}" for row in range(N_ITEMS)],
+        [f"text {row}" for row in range(N_ITEMS)],
+    )
     options = []
     match suffix:
         case "npy":
@@ -104,16 +127,25 @@ def test_arrays_and_tables_are_imported(service: Service, index: str, tmp_path: 
         case "npz":
             np.savez(path, vectors=VECTORS, ids=np.array(ids), contents=np.array(contents))
         case _:
-            parquet.write_table(pa.table({"id": ids, "vector": VECTORS.tolist(), "contents": contents}), path)
+            parquet.write_table(
+                pa.table({"id": ids, "vector": VECTORS.tolist(), "contents": contents}), path
+            )
     run(service, "import", index, str(path), *options)
-    body = {"index_name": index, "index_key": KEY, "ids": ["item-7"], "include": ["vector", "contents"]}
+    body = {
+        "index_name": index,
+        "index_key": KEY,
+        "ids": ["item-7"],
+        "include": ["vector", "contents"],
+    }
     (stored,) = service.post("vectors/get", body).json()["results"]
     assert stored["vector"] == VECTORS[7].tolist()
     assert stored["contents"] == ("" if suffix == "npy" else "text 7")
     assert count(service, index) == N_ITEMS
 
 
-def test_an_interrupted_import_goes_on_where_it_was(service: Service, index: str, tmp_path: Path) -> None:
+def test_an_interrupted_import_goes_on_where_it_was(
+    service: Service, index: str, tmp_path: Path
+) -> None:
     path = write_jsonl(tmp_path / "items.jsonl", range(N_ITEMS))
     lines = path.read_text().splitlines()
     # So long that each is a batch of its own, but for the last ones, of which one is bad.
@@ -126,7 +158,13 @@ def test_an_interrupted_import_goes_on_where_it_was(service: Service, index: str
     stat = path.stat()
     checkpoint.write_text(
         json.dumps(
-            {"url": service.url, "index": index, "size": stat.st_size, "changed_ns": stat.st_mtime_ns, "n_done": 201}
+            {
+                "url": service.url,
+                "index": index,
+                "size": stat.st_size,
+                "changed_ns": stat.st_mtime_ns,
+                "n_done": 201,
+            }
         )
     )
     assert document(service, "import", index, str(path))["resumed_after"] == 201
@@ -134,7 +172,9 @@ def test_an_interrupted_import_goes_on_where_it_was(service: Service, index: str
     assert not checkpoint.exists()
 
 
-def test_a_checkpoint_of_another_file_is_not_used(service: Service, index: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_file_is_not_used(
+    service: Service, index: str, tmp_path: Path
+) -> None:
     path = write_jsonl(tmp_path / "items.jsonl", range(5))
     Path(f"{path}.sealdex-import").write_text('{"url": "x", "n_done": 4}')
     assert document(service, "import", index, str(path))["imported"] == 5
@@ -157,13 +197,19 @@ def test_a_file_that_does_not_fit_is_refused_with_the_place(
     assert message in run(service, "import", index, str(tmp_path / name), "--json", status=2)
 
 
-def test_a_wrong_key_or_no_service_is_exit_status_1(service: Service, index: str, tmp_path: Path) -> None:
+def test_a_wrong_key_or_no_service_is_exit_status_1(
+    service: Service, index: str, tmp_path: Path
+) -> None:
     (tmp_path / "key").write_text("00" * 32)
-    assert "401" in run(service, "export", index, "--index-key-file", str(tmp_path / "key"), status=1)
+    assert "401" in run(
+        service, "export", index, "--index-key-file", str(tmp_path / "key"), status=1
+    )
     assert "404" in run(service, "export", "no-such-index", status=1)
 
 
-def test_status_and_doctor_see_the_indexes_without_a_key(service: Service, index: str, tmp_path: Path) -> None:
+def test_status_and_doctor_see_the_indexes_without_a_key(
+    service: Service, index: str, tmp_path: Path
+) -> None:
     run(service, "import", index, str(write_jsonl(tmp_path / "items.jsonl", range(20))))
     rows = {row["name"]: row for row in document(service, "status")["indexes"]}
     assert rows[index]["n_items"] == 20
@@ -171,9 +217,14 @@ def test_status_and_doctor_see_the_indexes_without_a_key(service: Service, index
     assert f"{index} " in run(service, "status")
     findings = {finding["what"]: finding for finding in document(service, "doctor")["findings"]}
     assert {finding["state"] for finding in findings.values()} <= {"ok", "warning"}
-    assert {"PostgreSQL", "pgvector", "schema", "maintenance_work_mem", "invalid indexes", "disk space"} <= set(
-        findings
-    )
+    assert {
+        "PostgreSQL",
+        "pgvector",
+        "schema",
+        "maintenance_work_mem",
+        "invalid indexes",
+        "disk space",
+    } <= set(findings)
 
 
 def test_doctor_finds_an_invalid_index(service: Service, index: str, tmp_path: Path) -> None:
@@ -198,13 +249,17 @@ def test_audit_verify_finds_a_rewritten_log(own_service: Service, tmp_path: Path
     own_service.environment = {"SEALDEX_WORKERS": "1"}
     own_service.start()
     for name in ("one", "two"):
-        assert own_service.post("indexes/create", {"index_name": name, "index_key": KEY}).status_code == 200
+        assert (
+            own_service.post("indexes/create", {"index_name": name, "index_key": KEY}).status_code
+            == 200
+        )
     heads = tmp_path / "heads.json"
     assert document(own_service, "audit", "verify", "--save", str(heads))["problems"] == []
     assert document(own_service, "audit", "verify", "--against", str(heads))["n_entries"] == 2
     with psycopg.connect(own_service.dsn, autocommit=True) as database:
         database.execute("SET session_replication_role = replica")
-        # A forger with all rights: every entry is written anew, with the right hashes, and the heads too.
+        # A forger with all rights: every entry is written anew, with the right hashes, and the
+        # heads too.
         rows = database.execute("SELECT count(*) FROM audit_log").fetchone()
         assert rows == (2,)
         database.execute("DELETE FROM audit_log; UPDATE audit_chains SET position = 0, hash = ''")

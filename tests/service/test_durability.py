@@ -16,7 +16,11 @@ BATCH = 40
 
 def batch(number: int) -> list[dict[str, object]]:
     return [
-        {"id": f"{number}-{row}", "vector": [float(number), float(row), 1.0], "contents": f"{number}:{row}"}
+        {
+            "id": f"{number}-{row}",
+            "vector": [float(number), float(row), 1.0],
+            "contents": f"{number}:{row}",
+        }
         for row in range(BATCH)
     ]
 
@@ -47,7 +51,9 @@ def test_a_killed_service_keeps_what_it_acknowledged(own_service: Service) -> No
     # A batch is there as a whole or not at all, and the count says the same.
     assert ids == {f"{number}-{row}" for number in stored for row in range(BATCH)}
     assert own_service.post("vectors/num_vectors", INDEX).json() == {"result": len(ids)}
-    assert own_service.post("vectors/upsert", {**INDEX, "items": batch(N_BATCHES)}).status_code == 200
+    assert (
+        own_service.post("vectors/upsert", {**INDEX, "items": batch(N_BATCHES)}).status_code == 200
+    )
 
 
 def test_a_second_service_on_the_same_data_is_refused(own_service: Service) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import psycopg
 
-from app.store.embedded import _bin_dir
+from app.server.postgres import _bin_dir
 from tests.service.conftest import Service
 
 ROOT_KEY = "root-canary-" + secrets.token_hex(8)
@@ -18,7 +18,9 @@ CONTENTS = "contents-canary-77ab"
 METADATA_KEY = "metadatakeycanary41"
 METADATA_VALUE = "metadata-value-canary-9d"
 # Numbers whose every encoding is long enough to be no coincidence.
-VECTOR = np.array([0.123456789, -0.987654321, 0.314159265, -0.271828182, 0.161803398, 0.577215664], np.float32)
+VECTOR = np.array(
+    [0.123456789, -0.987654321, 0.314159265, -0.271828182, 0.161803398, 0.577215664], np.float32
+)
 TALKATIVE = {
     "log_statement": "'all'",
     "log_min_error_statement": "'debug5'",
@@ -77,7 +79,9 @@ def use(service: Service) -> None:
     }
     assert (
         service.post(
-            "indexes/create", {**index, "metric": "cosine", "metadata_schema": {METADATA_KEY: {}}}, **root
+            "indexes/create",
+            {**index, "metric": "cosine", "metadata_schema": {METADATA_KEY: {}}},
+            **root,
         ).status_code
         == 200
     )
@@ -85,7 +89,12 @@ def use(service: Service) -> None:
         assert service.post("vectors/upsert", {**index, "items": [item]}, **root).status_code == 200
     query = {**index, "query_vectors": VECTOR.tolist(), "include": ["distance", "metadata"]}
     assert service.post("vectors/query", query, **root).json()["results"][0]["id"] == ITEM_ID
-    assert service.post("vectors/get", {**index, "ids": [ITEM_ID]}, **root).json()["results"][0]["contents"] == CONTENTS
+    assert (
+        service.post("vectors/get", {**index, "ids": [ITEM_ID]}, **root).json()["results"][0][
+            "contents"
+        ]
+        == CONTENTS
+    )
     for wanted in (
         {METADATA_KEY: METADATA_VALUE},
         {METADATA_KEY: {"$regex": METADATA_VALUE}},
@@ -93,16 +102,29 @@ def use(service: Service) -> None:
     ):
         found = service.post("vectors/query", {**query, "filters": wanted}, **root)
         assert [match["id"] for match in found.json()["results"]] == [ITEM_ID]
-        assert service.post("vectors/num_vectors", {**index, "filters": wanted}, **root).json() == {"result": 1}
+        assert service.post("vectors/num_vectors", {**index, "filters": wanted}, **root).json() == {
+            "result": 1
+        }
     bad = {METADATA_KEY: {"$regex": "(" + METADATA_VALUE}}
     assert service.post("vectors/query", {**query, "filters": bad}, **root).status_code == 400
     # Refused requests must not end up in a log either.
-    assert service.post("vectors/upsert", {**index, "items": [{**item, "vector": [1.0]}]}, **root).status_code == 400
-    assert service.post("vectors/upsert", {**index, "items": [{**item, "id": 5}]}, **root).status_code == 422
+    assert (
+        service.post(
+            "vectors/upsert", {**index, "items": [{**item, "vector": [1.0]}]}, **root
+        ).status_code
+        == 400
+    )
+    assert (
+        service.post("vectors/upsert", {**index, "items": [{**item, "id": 5}]}, **root).status_code
+        == 422
+    )
     assert service.post("vectors/query", {**query, "top_k": 0}, **root).status_code == 400
     wrong = {**index, "index_key": INDEX_KEY[::-1], "ids": [ITEM_ID]}
     assert service.post("vectors/get", wrong, **root).status_code == 401
-    assert service.post("indexes/list", {}, **{"X-API-Key": ROOT_KEY[:-1]}).status_code in {401, 405}
+    assert service.post("indexes/list", {}, **{"X-API-Key": ROOT_KEY[:-1]}).status_code in {
+        401,
+        405,
+    }
 
 
 def provoke(service: Service) -> list[bytes]:
@@ -110,7 +132,10 @@ def provoke(service: Service) -> list[bytes]:
     index = {"index_name": "leaks", "index_key": INDEX_KEY}
     requests = [
         ("vectors/get", {**index, "ids": [ITEM_ID]}),
-        ("vectors/query", {**index, "query_vectors": VECTOR.tolist(), "filters": {METADATA_KEY: METADATA_VALUE}}),
+        (
+            "vectors/query",
+            {**index, "query_vectors": VECTOR.tolist(), "filters": {METADATA_KEY: METADATA_VALUE}},
+        ),
     ]
     write = {**index, "items": [{"id": ITEM_ID, "vector": VECTOR.tolist(), "contents": CONTENTS}]}
     damages = [
@@ -148,7 +173,11 @@ def statistics(service: Service) -> bytes:
     """What the planner and the monitoring know, as text."""
     views = ("pg_stats", "pg_stats_ext", "pg_stat_activity", "pg_stat_user_tables")
     with psycopg.connect(service.dsn) as database:
-        rows = [str(row) for view in views for row in database.execute(b"TABLE " + view.encode()).fetchall()]
+        rows = [
+            str(row)
+            for view in views
+            for row in database.execute(b"TABLE " + view.encode()).fetchall()
+        ]
     assert any("tokens" in row for row in rows)
     return "\n".join(rows).encode()
 
@@ -172,7 +201,11 @@ def test_nothing_is_readable_in_dump_data_directory_or_logs(own_service: Service
         n_items = database.execute("SELECT count(*) FROM items").fetchone()
         assert n_items == (1,)
     dump = own_service.data_dir / "dump.sql"
-    dump.write_bytes(subprocess.run([_bin_dir() / "pg_dump", own_service.dsn], check=True, capture_output=True).stdout)
+    dump.write_bytes(
+        subprocess.run(
+            [_bin_dir() / "pg_dump", own_service.dsn], check=True, capture_output=True
+        ).stdout
+    )
     # The dump is complete, or nothing would be proved by what it does not hold.
     assert b"sealed_vector" in dump.read_bytes()
     (own_service.data_dir / "statistics.txt").write_bytes(statistics(own_service))
@@ -180,7 +213,9 @@ def test_nothing_is_readable_in_dump_data_directory_or_logs(own_service: Service
     (own_service.data_dir / "answers.txt").write_bytes(b"\n".join(provoke(own_service)))
     own_service.stop()
     assert b"Traceback" in own_service.log.read_bytes()
-    server_log = b"".join(path.read_bytes() for path in (own_service.data_dir / "postgres" / "log").iterdir())
+    server_log = b"".join(
+        path.read_bytes() for path in (own_service.data_dir / "postgres" / "log").iterdir()
+    )
     assert b"arameters: $1 = " in server_log
     files = [path for path in own_service.data_dir.rglob("*") if path.is_file()]
     assert any("pg_wal" in str(path) for path in files)

@@ -1,6 +1,7 @@
 """What the memory of a worker holds once the keys have left the cache.
 
-Python frees memory without wiping it. Here the C library does it, so what is found is held by somebody.
+Python frees memory without wiping it. Here the C library does it, so what is found is held by
+somebody.
 """
 
 import secrets
@@ -31,12 +32,23 @@ def all_keys(index_id: UUID, wrapped_dek: bytes) -> dict[str, bytes]:
     dek = keys.unwrap_dek(kek, wrapped_dek, index_id)
     index_keys = keys.IndexKeys.derive(dek, index_id)
     read_key = index_keys.read_key()
-    found = {"index key": kek, "data key": dek, "read key": read_key, "private key": index_keys._sessions.private_key}
-    found |= {"blind key": index_keys.blind_key, "token key": index_keys.token_key, "sketch key": index_keys.sketch_key}
+    found = {
+        "index key": kek,
+        "data key": dek,
+        "read key": read_key,
+        "private key": index_keys._sessions.private_key,
+    }
+    found |= {
+        "blind key": index_keys.blind_key,
+        "token key": index_keys.token_key,
+        "sketch key": index_keys.sketch_key,
+    }
     for column in _COLUMNS:
         material = hkdf.expand(read_key, column, aead.KEY_MATERIAL_BYTES)
         for start in range(0, len(material), 8 * keys.KEY_BYTES):
-            found[f"{column}, sub-key {start // keys.KEY_BYTES}"] = material[start : start + keys.KEY_BYTES]
+            found[f"{column}, sub-key {start // keys.KEY_BYTES}"] = material[
+                start : start + keys.KEY_BYTES
+            ]
     return found
 
 
@@ -64,7 +76,8 @@ def keys_in(service: Service, wanted: dict[str, bytes]) -> set[str]:
 
 def use(service: Service) -> None:
     items = [
-        {"id": str(row), "vector": [1.0, 2.0, float(row)], "contents": "x", "metadata": {"n": row}} for row in range(64)
+        {"id": str(row), "vector": [1.0, 2.0, float(row)], "contents": "x", "metadata": {"n": row}}
+        for row in range(64)
     ]
     query = {**INDEX, "query_vectors": [1.0, 2.0, 3.0], "filters": {"n": 5}}
     for path, body in (

@@ -52,8 +52,16 @@ def test_a_scrape_after_a_load_run_accounts_for_the_time_of_the_requests(measure
     query = ("sealdex_requests_total", "/v1/vectors/query,200")
     assert grown[query] == N_QUERIES
     assert grown["sealdex_request_duration_seconds_count", "/v1/vectors/query"] == N_QUERIES
-    stages = {name: value for (family, name), value in grown.items() if family == "sealdex_stage_duration_seconds_sum"}
-    requests_s = sum(value for (family, _), value in grown.items() if family == "sealdex_request_duration_seconds_sum")
+    stages = {
+        name: value
+        for (family, name), value in grown.items()
+        if family == "sealdex_stage_duration_seconds_sum"
+    }
+    requests_s = sum(
+        value
+        for (family, _), value in grown.items()
+        if family == "sealdex_request_duration_seconds_sum"
+    )
     shares = {name: round(value / requests_s, 4) for name, value in stages.items()}
     other = stages.pop("other")
     assert sum(stages.values()) + other == pytest.approx(requests_s, rel=1e-3)

@@ -23,7 +23,12 @@ def test_the_sdk_stores_searches_and_deletes(client: Client) -> None:
 
     index.upsert(
         [
-            {"id": f"item-{n}", "vector": [float(n), 1.0, 0.0], "contents": f"text {n}", "metadata": {"n": n}}
+            {
+                "id": f"item-{n}",
+                "vector": [float(n), 1.0, 0.0],
+                "contents": f"text {n}",
+                "metadata": {"n": n},
+            }
             for n in range(N_ITEMS)
         ]
     )

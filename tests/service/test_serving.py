@@ -33,12 +33,19 @@ def write_certificate(directory: Path) -> tuple[Path, Path]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(hours=1))
         .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
         .sign(key, hashes.SHA256())
     )
     (directory / "tls.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     (directory / "tls.key").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
     )
     return directory / "tls.crt", directory / "tls.key"
 
@@ -90,7 +97,9 @@ def wait_until_blocked(dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as database:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
-            if database.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone() != (0,):
+            if database.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone() != (
+                0,
+            ):
                 return
             time.sleep(0.05)
     raise AssertionError("the request never began")

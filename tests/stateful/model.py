@@ -83,18 +83,26 @@ def _distances(metric: str, query: Vector, vectors: list[Vector]) -> list[float]
         similarity = np.divide(stored @ asked, norms, out=np.zeros(len(stored)), where=norms > 0)
         return [float(distance) for distance in 1 - similarity]
     squared = ((stored - asked) ** 2).sum(axis=1)
-    return [float(distance) for distance in (np.sqrt(squared) if metric == "euclidean" else squared)]
+    return [
+        float(distance) for distance in (np.sqrt(squared) if metric == "euclidean" else squared)
+    ]
 
 
 def check_nearest(found: list[dict[str, Any]], distances: dict[str, float], top_k: int) -> None:
     """Assert that `found` are the nearest of `distances`, nearest first; those equally far may change places."""
     names = [match["id"] for match in found]
     assert len(set(names)) == len(names), "an item was found twice"
-    assert len(names) == min(top_k, len(distances)), f"{len(names)} items instead of {min(top_k, len(distances))}"
+    assert len(names) == min(top_k, len(distances)), (
+        f"{len(names)} items instead of {min(top_k, len(distances))}"
+    )
     wanted = sorted(distances.values())[: len(names)]
     for match, nearest in zip(found, wanted, strict=True):
-        assert _is_close(match["distance"], distances[match["id"]]), f"not at this distance: {match}"
-        assert _is_close(match["distance"], nearest), f"not the nearest: {match}, there is one at {nearest}"
+        assert _is_close(match["distance"], distances[match["id"]]), (
+            f"not at this distance: {match}"
+        )
+        assert _is_close(match["distance"], nearest), (
+            f"not the nearest: {match}, there is one at {nearest}"
+        )
 
 
 def _is_close(one: float, other: float) -> bool:

@@ -28,16 +28,25 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "an empty vector": ("vectors/upsert", {"items": [{"id": "a", "vector": []}]}),
     "an empty id": ("vectors/upsert", {"items": [{"id": "", "vector": [1.0, 2.0]}]}),
     "an id that is a number": ("vectors/upsert", {"items": [{"id": 1, "vector": [1.0, 2.0]}]}),
-    "a number that does not fit": ("vectors/upsert", {"items": [{"id": "a", "vector": [1e39, 2.0]}]}),
+    "a number that does not fit": (
+        "vectors/upsert",
+        {"items": [{"id": "a", "vector": [1e39, 2.0]}]},
+    ),
     "a good item before a bad one": (
         "vectors/upsert",
         {"items": [{"id": "a", "vector": [9.0, 9.0]}, {"id": "b", "vector": [9.0, 9.0, 9.0]}]},
     ),
-    "metadata that is a list": ("vectors/upsert", {"items": [{"id": "a", "vector": [1.0], "metadata": []}]}),
+    "metadata that is a list": (
+        "vectors/upsert",
+        {"items": [{"id": "a", "vector": [1.0], "metadata": []}]},
+    ),
     "no top_k": ("vectors/query", {"query_vectors": [1.0, 2.0], "top_k": 0}),
     "half a top_k": ("vectors/query", {"query_vectors": [1.0, 2.0], "top_k": 1.5}),
     "no query": ("vectors/query", {}),
-    "an unknown operator": ("vectors/query", {"query_vectors": [1.0, 2.0], "filters": {"a": {"$near": 1}}}),
+    "an unknown operator": (
+        "vectors/query",
+        {"query_vectors": [1.0, 2.0], "filters": {"a": {"$near": 1}}},
+    ),
     "a bad pattern": ("vectors/num_vectors", {"filters": {"a": {"$regex": "("}}}),
     "no ids": ("vectors/get", {}),
     "ids that are numbers": ("vectors/delete", {"ids": [1]}),

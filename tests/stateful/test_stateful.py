@@ -16,9 +16,15 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
-from app.store.dsn import database_url
+from app.store.pg.dsn import database_url
 from tests import filter_strategies, naive_filters
 from tests.conftest import new_database
 from tests.service.conftest import Service, new_service
@@ -52,7 +58,8 @@ class Connections:
         """Send a request: GET without a body."""
         if not self._clients:
             self._clients = [
-                httpx.Client(base_url=f"{self.service.url}/v1/", timeout=60) for _ in range(_N_CONNECTIONS)
+                httpx.Client(base_url=f"{self.service.url}/v1/", timeout=60)
+                for _ in range(_N_CONNECTIONS)
             ]
         client = self._clients[next(self._turn) % len(self._clients)]
         self.n_requests += 1
@@ -88,14 +95,21 @@ class Requests(RuleBasedStateMachine):
     def create_the_first(self, metric: str, dimension: int | None, precision: str) -> None:
         self._create(_NAMES[0], metric, dimension, precision)
 
-    @rule(name=st.sampled_from(_NAMES), metric=_metrics, dimension=_dimensions, precision=_precisions)
+    @rule(
+        name=st.sampled_from(_NAMES), metric=_metrics, dimension=_dimensions, precision=_precisions
+    )
     def create(self, name: str, metric: str, dimension: int | None, precision: str) -> None:
         self._create(name, metric, dimension, precision)
 
     def _create(self, name: str, metric: str, dimension: int | None, precision: str) -> None:
         self.n_created += 1
         key = hashlib.sha256(f"{name} {self.n_created}".encode()).hexdigest()
-        body = {"index_name": name, "index_key": key, "metric": metric, "storage_precision": precision}
+        body = {
+            "index_name": name,
+            "index_key": key,
+            "metric": metric,
+            "storage_precision": precision,
+        }
         answer = self.connections.send("indexes/create", {**body, "dimension": dimension})
         if name in self.indexes:
             assert answer.status_code == httpx.codes.CONFLICT, answer.text
@@ -110,7 +124,10 @@ class Requests(RuleBasedStateMachine):
         name = self._choose(data)
         self._ask("indexes/delete", name)
         del self.indexes[name]
-        assert self.connections.send("vectors/num_vectors", {"index_name": name}).status_code == httpx.codes.NOT_FOUND
+        assert (
+            self.connections.send("vectors/num_vectors", {"index_name": name}).status_code
+            == httpx.codes.NOT_FOUND
+        )
 
     @rule()
     def list_indexes(self) -> None:
@@ -172,8 +189,12 @@ class Requests(RuleBasedStateMachine):
         self._query(data, None, top_k, n_queries)
 
     @precondition(lambda self: self.indexes)
-    @rule(data=st.data(), filters=filter_strategies.filters, top_k=_top_k, n_queries=st.integers(1, 3))
-    def query_with_filters(self, data: st.DataObject, filters: Metadata, top_k: int, n_queries: int) -> None:
+    @rule(
+        data=st.data(), filters=filter_strategies.filters, top_k=_top_k, n_queries=st.integers(1, 3)
+    )
+    def query_with_filters(
+        self, data: st.DataObject, filters: Metadata, top_k: int, n_queries: int
+    ) -> None:
         self._query(data, filters, top_k, n_queries)
 
     # ------------------------------------------------------------ what is refused
@@ -183,8 +204,12 @@ class Requests(RuleBasedStateMachine):
     def use_a_wrong_key(self, data: st.DataObject, route: str) -> None:
         name = self._choose(data)
         wrong = [bytes(32).hex(), None, *(other.key for other in self.indexes.values())]
-        key = data.draw(st.sampled_from([key for key in wrong if key != self.indexes[name].key]), label="key")
-        answer = self.connections.send(route, {"index_name": name, "index_key": key, **requests.KEYED[route]})
+        key = data.draw(
+            st.sampled_from([key for key in wrong if key != self.indexes[name].key]), label="key"
+        )
+        answer = self.connections.send(
+            route, {"index_name": name, "index_key": key, **requests.KEYED[route]}
+        )
         assert answer.status_code == httpx.codes.UNAUTHORIZED, answer.text
         self._check(name)
 
@@ -205,7 +230,9 @@ class Requests(RuleBasedStateMachine):
         return data.draw(st.sampled_from(sorted(self.indexes)), label="index")
 
     def _send(self, route: str, name: str, fields: dict[str, Any]) -> httpx.Response:
-        return self.connections.send(route, {"index_name": name, "index_key": self.indexes[name].key, **fields})
+        return self.connections.send(
+            route, {"index_name": name, "index_key": self.indexes[name].key, **fields}
+        )
 
     def _ask(self, route: str, name: str, **fields: Any) -> dict[str, Any]:
         answer = self._send(route, name, fields)
@@ -218,14 +245,21 @@ class Requests(RuleBasedStateMachine):
         assert answer.is_client_error, answer.text
         self._check(name)
 
-    def _query(self, data: st.DataObject, filters: Metadata | None, top_k: int, n_queries: int) -> None:
+    def _query(
+        self, data: st.DataObject, filters: Metadata | None, top_k: int, n_queries: int
+    ) -> None:
         name = self._choose(data)
         index = self.indexes[name]
         dimension = index.dimension or 2
         several = [data.draw(requests.vectors(dimension), label="query") for _ in range(n_queries)]
         # All lists, all items: what is looked for here is not the recall.
         exact = {"n_probes": _ALL_LISTS, "rerank_mult": _ALL_ITEMS // top_k, "top_k": top_k}
-        body = {**exact, "query_vectors": several, "filters": filters, "include": ["distance", "metadata"]}
+        body = {
+            **exact,
+            "query_vectors": several,
+            "filters": filters,
+            "include": ["distance", "metadata"],
+        }
         if index.dimension is None:
             self._refuse("vectors/query", name, body)
             return
@@ -233,11 +267,16 @@ class Requests(RuleBasedStateMachine):
         for asked, found in zip(several, [results] if n_queries == 1 else results, strict=True):
             check_nearest(found, index.distances(asked, filters), top_k)
             for match in found:
-                assert naive_filters.same(match["metadata"], index.items[match["id"]].metadata), match
+                assert naive_filters.same(match["metadata"], index.items[match["id"]].metadata), (
+                    match
+                )
 
     def _upsert(self, name: str, batch: list[tuple[str, Item]]) -> None:
         sent = [requests.on_the_wire(*one) for one in batch]
-        assert self._ask("vectors/upsert", name, items=sent)["message"] == f"Upserted {len(batch)} vectors"
+        assert (
+            self._ask("vectors/upsert", name, items=sent)["message"]
+            == f"Upserted {len(batch)} vectors"
+        )
         self.indexes[name].upsert(batch)
 
     def _check(self, name: str) -> None:
@@ -288,7 +327,9 @@ def connections(server_dsn: str, template_dsn: str) -> Iterator[Connections]:
         tempfile.TemporaryDirectory(prefix="sealdex-test-") as directory,
         new_database(server_dsn, template) as database_dsn,
     ):
-        service = new_service(Path(directory), SEALDEX_WORKERS="2", SEALDEX_POOL_SIZE="2", DATABASE_URL=database_dsn)
+        service = new_service(
+            Path(directory), SEALDEX_WORKERS="2", SEALDEX_POOL_SIZE="2", DATABASE_URL=database_dsn
+        )
         service.start()
         Requests.connections = connections = Connections(service)
         yield connections
@@ -314,6 +355,10 @@ def _run(machine: type[Requests], n_examples: int, n_steps: int) -> None:
             max_examples=n_examples,
             stateful_step_count=n_steps,
             deadline=None,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+            suppress_health_check=[
+                HealthCheck.too_slow,
+                HealthCheck.filter_too_much,
+                HealthCheck.data_too_large,
+            ],
         ),
     )

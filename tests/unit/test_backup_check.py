@@ -13,7 +13,9 @@ VECTOR = [0.1234567, -0.7654321, 3.25]
 KEY = "0123456789abcdef" * 4
 
 
-def check(tmp_path: Path, data: bytes, capsys: pytest.CaptureFixture[str], name: str = "dump.sql") -> dict[str, object]:
+def check(
+    tmp_path: Path, data: bytes, capsys: pytest.CaptureFixture[str], name: str = "dump.sql"
+) -> dict[str, object]:
     canaries = tmp_path / "canaries"
     canaries.write_text(f"{TEXT}\n\n{json.dumps(VECTOR)}\n{KEY}\n")
     backup = tmp_path / "backup"
@@ -49,30 +51,43 @@ def check(tmp_path: Path, data: bytes, capsys: pytest.CaptureFixture[str], name:
 def test_a_canary_is_found_in_every_form(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], canary: str, data: bytes
 ) -> None:
-    report = check(tmp_path, b"before " + data + b" after" if data[:2] != b"\x1f\x8b" else data, capsys)
+    report = check(
+        tmp_path, b"before " + data + b" after" if data[:2] != b"\x1f\x8b" else data, capsys
+    )
     assert report["found"] == [{"canary": canary, "file": str(tmp_path / "backup" / "dump.sql")}]
     assert TEXT not in json.dumps(report)
 
 
-def test_a_backup_without_canaries_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_backup_without_canaries_passes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     report = check(tmp_path, np.random.default_rng(1).bytes(100_000), capsys)
     assert report["found"] == []
     assert report["n_bytes"] == 100_000
 
 
 @pytest.mark.parametrize(
-    ("canaries", "message"), [("abc", "at least 4 bytes"), ("", "no canary"), ("[1, x", "JSON list")]
+    ("canaries", "message"),
+    [("abc", "at least 4 bytes"), ("", "no canary"), ("[1, x", "JSON list")],
 )
 def test_canaries_that_prove_nothing_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], canaries: str, message: str
 ) -> None:
     (tmp_path / "canaries").write_text(canaries)
     (tmp_path / "dump").write_text("x")
-    assert cli.main(["backup-check", str(tmp_path / "dump"), "--canaries", str(tmp_path / "canaries")]) == 2
+    assert (
+        cli.main(["backup-check", str(tmp_path / "dump"), "--canaries", str(tmp_path / "canaries")])
+        == 2
+    )
     assert message in capsys.readouterr().err
 
 
 def test_an_empty_backup_proves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "canaries").write_text(TEXT)
     (tmp_path / "empty").mkdir()
-    assert cli.main(["backup-check", str(tmp_path / "empty"), "--canaries", str(tmp_path / "canaries")]) == 2
+    assert (
+        cli.main(
+            ["backup-check", str(tmp_path / "empty"), "--canaries", str(tmp_path / "canaries")]
+        )
+        == 2
+    )

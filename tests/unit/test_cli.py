@@ -9,7 +9,14 @@ from app import cli
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HOST", "PORT", "DATABASE_URL", "SEALDEX_ROOT_KEY", "CYBORGDB_SERVICE_ROOT_KEY", "SEALDEX_ALLOW_OPEN"):
+    for name in (
+        "HOST",
+        "PORT",
+        "DATABASE_URL",
+        "SEALDEX_ROOT_KEY",
+        "CYBORGDB_SERVICE_ROOT_KEY",
+        "SEALDEX_ALLOW_OPEN",
+    ):
         # Set and removed, so that what `main` writes to the environment is undone, too.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -31,7 +38,9 @@ def test_an_open_service_is_refused_beyond_this_machine(capsys: pytest.CaptureFi
 
 def test_a_bad_setting_is_one_line_and_exit_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serve", "--port", "http"]) == 2
-    assert capsys.readouterr().err == ("sealdex: PORT='http' (command line): must be a whole number from 1 to 65535\n")
+    assert capsys.readouterr().err == (
+        "sealdex: PORT='http' (command line): must be a whole number from 1 to 65535\n"
+    )
 
 
 def test_the_password_of_a_database_that_does_not_answer_is_not_shown(
@@ -61,5 +70,9 @@ def test_config_shows_where_each_setting_comes_from_and_no_secret(
         "value": "postgresql://me@db:5432/x",
         "from": "environment",
     }
-    assert rows["SEALDEX_ROOT_KEY"] == {"setting": "SEALDEX_ROOT_KEY", "value": "(hidden)", "from": ".env"}
+    assert rows["SEALDEX_ROOT_KEY"] == {
+        "setting": "SEALDEX_ROOT_KEY",
+        "value": "(hidden)",
+        "from": ".env",
+    }
     assert re.search(r"^SEALDEX_ROOT_KEY +\(hidden\) +\.env$", text, re.MULTILINE)

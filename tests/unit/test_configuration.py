@@ -18,7 +18,11 @@ def write(directory: Path, name: str, text: str) -> Path:
 
 
 def test_the_strongest_source_wins_and_is_named(tmp_path: Path) -> None:
-    path = write(tmp_path, "sealdex.yaml", "service: {port: 1, host: 127.0.0.2, pool_size: 3, sealdex_max_top_k: 4}")
+    path = write(
+        tmp_path,
+        "sealdex.yaml",
+        "service: {port: 1, host: 127.0.0.2, pool_size: 3, sealdex_max_top_k: 4}",
+    )
     write(tmp_path, ".env", "PORT=2\nHOST=127.0.0.3\n# a comment\nexport SEALDEX_POOL_SIZE='5'\n")
     found = load(tmp_path, {"PORT": "6", "SEALDEX_POOL_SIZE": ""}, port="7")
     assert found.settings == Settings(port=7, host="127.0.0.3", pool_size=5, max_top_k=4)
@@ -32,7 +36,9 @@ def test_the_strongest_source_wins_and_is_named(tmp_path: Path) -> None:
 
 def test_the_workers_read_the_same_from_their_environment(tmp_path: Path) -> None:
     write(
-        tmp_path, "cyborgdb.yml", "service:\n  auto_train_disabled: yes\n  root_key: from-file\n  sketch_noise: 0.2\n"
+        tmp_path,
+        "cyborgdb.yml",
+        "service:\n  auto_train_disabled: yes\n  root_key: from-file\n  sketch_noise: 0.2\n",
     )
     write(tmp_path, ".env", "CYBORGDB_SERVICE_LOG_LEVEL=debug\n")
     found = load(tmp_path, {"SEALDEX_DATA_DIR": "/data"})
@@ -49,7 +55,8 @@ def test_a_named_file_goes_before_those_in_their_places(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "port"), [("${P}", 9), ("${P:-7}", 9), ("${EMPTY:-7}", 7), ("${UNSET:-70}1", 701), ("1${UNSET:-}", 1)]
+    ("text", "port"),
+    [("${P}", 9), ("${P:-7}", 9), ("${EMPTY:-7}", 7), ("${UNSET:-70}1", 701), ("1${UNSET:-}", 1)],
 )
 def test_references_in_the_file_are_filled(tmp_path: Path, text: str, port: int) -> None:
     write(tmp_path, "cyborgdb.yaml", f"service: {{port: '{text}'}}")
@@ -75,7 +82,9 @@ def test_a_reference_to_nothing_is_refused(tmp_path: Path, name: str) -> None:
         ("service: {secret-\x00: 1}", "is no valid YAML"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused_with_the_place(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_does_not_fit_is_refused_with_the_place(
+    tmp_path: Path, text: str, message: str
+) -> None:
     write(tmp_path, "cyborgdb.yaml", text)
     with pytest.raises(ConfigurationError, match=message):
         load(tmp_path)
@@ -93,7 +102,11 @@ def test_values_of_dotenv_are_taken_as_written(tmp_path: Path) -> None:
 
 
 def test_names_nothing_reads_are_reported_once_each(tmp_path: Path) -> None:
-    write(tmp_path, "cyborgdb.yaml", "service: {cpu_threads: 4, prot: 1}\nkms: {registry: {}}\nlicence: {}\n")
+    write(
+        tmp_path,
+        "cyborgdb.yaml",
+        "service: {cpu_threads: 4, prot: 1}\nkms: {registry: {}}\nlicence: {}\n",
+    )
     env = {
         "CYBORGDB_S3_BUCKET": "b",
         "SEALDEX_WORKRES": "2",

@@ -61,7 +61,9 @@ def test_our_name_is_stronger_than_the_one_it_replaces() -> None:
         ("SEALDEX_MAX_BODY_BYTES", "1MB"),
     ],
 )
-def test_a_value_that_does_not_fit_is_refused_by_the_name_of_its_variable(variable: str, text: str) -> None:
+def test_a_value_that_does_not_fit_is_refused_by_the_name_of_its_variable(
+    variable: str, text: str
+) -> None:
     with pytest.raises(ConfigurationError, match=f"^{variable}="):
         Settings.from_env({variable: text})
 

@@ -1,6 +1,6 @@
 import pytest
 
-from app.api.auth import identify
+from app.api.around.auth import identify
 from app.domain import Caller
 from app.errors import ApiKeyRejected
 

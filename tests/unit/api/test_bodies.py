@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from app.api.bodies import check_headers, choice, decode, integer
+from app.api.json_bodies import check_headers, choice, decode, integer
 from app.domain import Precision
 from app.errors import BodyProblem, InvalidBody, InvalidInput
 
@@ -43,10 +43,22 @@ def problem_of(body: bytes | str) -> BodyProblem:
         ('{"name":"a","items":{}}', "list_type", ("items",)),
         ('{"name":"a","items":[1]}', "model_attributes_type", ("items", 0)),
         ('{"name":"a","items":[{"id":"a"},{}]}', "missing", ("items", 1, "id")),
-        ('{"name":"a","items":[{"id":"a","numbers":[1,"2"]}]}', "float_type", ("items", 0, "numbers", 1)),
+        (
+            '{"name":"a","items":[{"id":"a","numbers":[1,"2"]}]}',
+            "float_type",
+            ("items", 0, "numbers", 1),
+        ),
         ('{"name":"a","items":[{"id":"a","free":[]}]}', "dict_type", ("items", 0, "free")),
-        ('{"name":"a","items":[{"id":"a","free":{"secret":{"b":1e999}}}]}', "finite_number", ("items", 0, "free")),
-        ('{"name":"a","items":[{"id":"a","free":{"b":[1e999]}}]}', "finite_number", ("items", 0, "free")),
+        (
+            '{"name":"a","items":[{"id":"a","free":{"secret":{"b":1e999}}}]}',
+            "finite_number",
+            ("items", 0, "free"),
+        ),
+        (
+            '{"name":"a","items":[{"id":"a","free":{"b":[1e999]}}]}',
+            "finite_number",
+            ("items", 0, "free"),
+        ),
         ('{"name":"a","count":"1"}', "int_type", ("count",)),
         ('{"name":"a","count":true}', "int_type", ("count",)),
         ('{"name":"a","count":1e999}', "finite_number", ("count",)),
@@ -58,7 +70,9 @@ def problem_of(body: bytes | str) -> BodyProblem:
         ('{"name":"a","inner":[]}', "dict_type", ("inner",)),
     ],
 )
-def test_what_does_not_fit_is_named_in_pydantics_words(body: str, kind: str, loc: tuple[str | int, ...]) -> None:
+def test_what_does_not_fit_is_named_in_pydantics_words(
+    body: str, kind: str, loc: tuple[str | int, ...]
+) -> None:
     problem = problem_of(body)
     assert (problem.type, problem.loc) == (kind, ("body", *loc))
 
@@ -106,11 +120,14 @@ def test_a_problem_in_unknown_words_is_still_a_problem() -> None:
 
     with pytest.raises(InvalidBody) as caught:
         decode(b'{"kind":1}', Newer)
-    assert caught.value.problems == (BodyProblem("value_error", ("body",), "Input should be valid"),)
+    assert caught.value.problems == (
+        BodyProblem("value_error", ("body",), "Input should be valid"),
+    )
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [(None, None), (2, 2), (2.0, 2), (-1, -1), (1e30, 10**30 + 19884624838656), (2**64, 2**64)]
+    ("value", "expected"),
+    [(None, None), (2, 2), (2.0, 2), (-1, -1), (1e30, 10**30 + 19884624838656), (2**64, 2**64)],
 )
 def test_an_integer_may_be_written_as_a_float(value: float | None, expected: int | None) -> None:
     answer = integer(value, "count")
@@ -122,7 +139,9 @@ def test_an_integer_may_be_written_as_a_float(value: float | None, expected: int
 def test_a_fraction_is_no_integer(value: float) -> None:
     with pytest.raises(InvalidBody) as caught:
         integer(value, "outer", "count")
-    assert [(one.type, one.loc) for one in caught.value.problems] == [("int_from_float", ("body", "outer", "count"))]
+    assert [(one.type, one.loc) for one in caught.value.problems] == [
+        ("int_from_float", ("body", "outer", "count"))
+    ]
 
 
 def test_a_choice_is_a_member_or_names_them_all() -> None:
@@ -134,13 +153,20 @@ def test_a_choice_is_a_member_or_names_them_all() -> None:
 
 @pytest.mark.parametrize(
     "content_type",
-    ["application/json", "Application/JSON ;charset=utf-8", "application/ld+json", " application/json "],
+    [
+        "application/json",
+        "Application/JSON ;charset=utf-8",
+        "application/ld+json",
+        " application/json ",
+    ],
 )
 def test_json_content_types_pass(content_type: str) -> None:
     check_headers({"content-type": content_type})
 
 
-@pytest.mark.parametrize("content_type", ["", "text/plain", "application/jsonp", "text/x+json", "application/json5"])
+@pytest.mark.parametrize(
+    "content_type", ["", "text/plain", "application/jsonp", "text/x+json", "application/json5"]
+)
 def test_other_content_types_do_not(content_type: str) -> None:
     with pytest.raises(InvalidBody):
         check_headers({"content-type": content_type})

@@ -6,8 +6,8 @@ import pytest
 from litestar import Litestar, get
 
 from app import errors
-from app.api.errors import EXCEPTION_HANDLERS, STATUS_CODES, UNLOGGED
-from app.main import create_app
+from app.api.around.errors import EXCEPTION_HANDLERS, STATUS_CODES, UNLOGGED
+from app.server.application import create_app
 from app.settings import Settings
 
 ERRORS: list[tuple[errors.AppError, int]] = [
@@ -34,7 +34,9 @@ async def answer_to(error: Exception) -> httpx.Response:
     async def fail() -> None:
         raise error
 
-    app = Litestar([fail], exception_handlers=EXCEPTION_HANDLERS, openapi_config=None, logging_config=None)
+    app = Litestar(
+        [fail], exception_handlers=EXCEPTION_HANDLERS, openapi_config=None, logging_config=None
+    )
     return await call(app, "/")
 
 
@@ -60,11 +62,18 @@ def all_subclasses(cls: type[Any]) -> set[type[Any]]:
 
 
 def test_only_damage_bugs_and_a_missing_database_are_logged() -> None:
-    assert set(STATUS_CODES) - UNLOGGED == {errors.Unavailable, errors.DataCorrupted, errors.AppError}
+    assert set(STATUS_CODES) - UNLOGGED == {
+        errors.Unavailable,
+        errors.DataCorrupted,
+        errors.AppError,
+    }
 
 
 async def test_problems_of_a_body_are_listed() -> None:
-    problems = [errors.BodyProblem("a", ("body", "x", 1), "b"), errors.BodyProblem("c", ("body",), "d")]
+    problems = [
+        errors.BodyProblem("a", ("body", "x", 1), "b"),
+        errors.BodyProblem("c", ("body",), "d"),
+    ]
     answer = await answer_to(errors.InvalidBody(*problems))
     assert answer.status_code == 422
     assert answer.json() == {
@@ -80,7 +89,9 @@ async def test_who_comes_at_a_bad_time_is_told_when_to_come_back(error: errors.A
     assert (await answer_to(error)).headers["retry-after"] == "7"
 
 
-@pytest.mark.parametrize("error", [ValueError("SECRET"), KeyError("SECRET"), RecursionError("SECRET")])
+@pytest.mark.parametrize(
+    "error", [ValueError("SECRET"), KeyError("SECRET"), RecursionError("SECRET")]
+)
 async def test_a_bug_shows_nothing_of_itself(error: Exception) -> None:
     answer = await answer_to(error)
     assert (answer.status_code, answer.json()) == (500, {"detail": "Internal Server Error"})
@@ -90,10 +101,14 @@ async def test_a_bug_is_logged_with_its_traceback_and_the_name_of_the_request(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     app = create_app(Settings())
-    logging.getLogger().addHandler(caplog.handler)  # the application has replaced the root's handlers
+    logging.getLogger().addHandler(
+        caplog.handler
+    )  # the application has replaced the root's handlers
     try:
         # Without its lifespan the application has no services.
-        answer = await call(app, "/v1/indexes/list?a=SECRET", **{"X-Request-Id": "request-7", "X-API-Key": "SECRET"})
+        answer = await call(
+            app, "/v1/indexes/list?a=SECRET", **{"X-Request-Id": "request-7", "X-API-Key": "SECRET"}
+        )
     finally:
         logging.getLogger().removeHandler(caplog.handler)
     assert (answer.status_code, answer.json()) == (500, {"detail": "Internal Server Error"})

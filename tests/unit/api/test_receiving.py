@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 from litestar.types import HTTPScope
 
-from app.api.receiving import BodyTimeout
+from app.api.around.slow_bodies import BodyTimeout
 from app.errors import Incomplete, TooSlow
 
 TIMEOUT_S = 0.3
@@ -61,7 +61,10 @@ async def test_a_body_that_does_not_come_is_cut_off_and_others_are_not() -> None
 
 
 async def test_each_64_kilobytes_give_a_body_a_second_more() -> None:
-    assert await read(BodyTimeout(TIMEOUT_S), chunks(*[65_536] * 4, pause_s=0.8 * TIMEOUT_S)) == 4 * 65_536
+    assert (
+        await read(BodyTimeout(TIMEOUT_S), chunks(*[65_536] * 4, pause_s=0.8 * TIMEOUT_S))
+        == 4 * 65_536
+    )
 
 
 async def test_time_is_not_given_for_each_chunk_anew() -> None:

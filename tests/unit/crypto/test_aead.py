@@ -27,7 +27,9 @@ def test_sealed_value_takes_its_documented_form() -> None:
 def test_sealing_twice_gives_two_values_that_open() -> None:
     one, other = (INDEX_KEYS.contents.seal(ITEM_KEY, b"x") for _ in range(2))
     assert one != other
-    assert INDEX_KEYS.contents.open(ITEM_KEY, one) == INDEX_KEYS.contents.open(ITEM_KEY, other) == b"x"
+    assert (
+        INDEX_KEYS.contents.open(ITEM_KEY, one) == INDEX_KEYS.contents.open(ITEM_KEY, other) == b"x"
+    )
 
 
 def test_value_moved_to_another_row_is_rejected() -> None:
@@ -51,7 +53,9 @@ def test_value_moved_to_another_index_is_rejected() -> None:
         keys.IndexKeys.derive(DEK, uuid.UUID(int=8)).contents.open(ITEM_KEY, sealed)
 
 
-@pytest.mark.parametrize(("index_id", "label"), [(uuid.UUID(int=8), "contents"), (INDEX_ID, "metadata")])
+@pytest.mark.parametrize(
+    ("index_id", "label"), [(uuid.UUID(int=8), "contents"), (INDEX_ID, "metadata")]
+)
 def test_aad_alone_binds_index_and_column(index_id: uuid.UUID, label: str) -> None:
     material = bytes(aead.KEY_MATERIAL_BYTES)
     sealed = aead.Sealer(material, INDEX_ID, "contents").seal(ITEM_KEY, b"x")
@@ -65,7 +69,9 @@ def test_error_names_the_column_and_nothing_else() -> None:
     assert str(caught.value) == "a stored value of the column 'contents' does not open"
 
 
-@pytest.mark.parametrize("sealed", [b"", b"\x01", b"\x01" + bytes(27), b"\x00" + bytes(60), b"\x02" + bytes(60)])
+@pytest.mark.parametrize(
+    "sealed", [b"", b"\x01", b"\x01" + bytes(27), b"\x00" + bytes(60), b"\x02" + bytes(60)]
+)
 def test_truncated_or_unknown_version_is_rejected(sealed: bytes) -> None:
     with pytest.raises(DataCorrupted):
         INDEX_KEYS.contents.open(ITEM_KEY, sealed)

@@ -30,7 +30,17 @@ def test_index_key_is_hex_of_either_case(text: str) -> None:
         "0x" + "ab" * 31,
         "\N{ARABIC-INDIC DIGIT ONE}" * 64,
     ],
-    ids=["empty", "short", "long", "odd", "not-hex", "spaced", "padded", "prefixed", "other-digits"],
+    ids=[
+        "empty",
+        "short",
+        "long",
+        "odd",
+        "not-hex",
+        "spaced",
+        "padded",
+        "prefixed",
+        "other-digits",
+    ],
 )
 def test_malformed_index_key_is_rejected_without_being_repeated(text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
@@ -93,8 +103,12 @@ def test_keys_that_nobody_holds_are_gone_at_once() -> None:
     writer = keys.WriterKeys(index_keys.write_key(), INDEX_ID)
     sealed = writer.contents.seal(bytes(16), b"text")
     assert index_keys.contents.open(bytes(16), sealed) == b"text"
-    assert index_keys.parameters.open(bytes(16), writer.parameters.seal(bytes(16), b"text")) == b"text"
-    held: list[weakref.ref[object]] = [weakref.ref(one) for one in (index_keys, writer, index_keys._sessions)]
+    assert (
+        index_keys.parameters.open(bytes(16), writer.parameters.seal(bytes(16), b"text")) == b"text"
+    )
+    held: list[weakref.ref[object]] = [
+        weakref.ref(one) for one in (index_keys, writer, index_keys._sessions)
+    ]
     gc.disable()
     try:
         del index_keys, writer

@@ -32,12 +32,18 @@ def test_what_a_writer_seals_the_index_opens(column: str) -> None:
     assert sealed[0] == 2
     assert sealer(INDEX_KEYS, column).open(ITEM_KEY, sealed) == b"plaintext"
     # So do the keys of a user who may read.
-    assert sealer(keys.IndexKeys(INDEX_KEYS.read_key(), INDEX_ID), column).open(ITEM_KEY, sealed) == b"plaintext"
+    assert (
+        sealer(keys.IndexKeys(INDEX_KEYS.read_key(), INDEX_ID), column).open(ITEM_KEY, sealed)
+        == b"plaintext"
+    )
 
 
 @pytest.mark.parametrize("column", COLUMNS)
 def test_nothing_that_is_stored_opens_for_a_writer(column: str) -> None:
-    stored = [sealer(INDEX_KEYS, column).seal(ITEM_KEY, b"x"), sealer(writer(), column).seal(ITEM_KEY, b"x")]
+    stored = [
+        sealer(INDEX_KEYS, column).seal(ITEM_KEY, b"x"),
+        sealer(writer(), column).seal(ITEM_KEY, b"x"),
+    ]
     for sealed in stored:
         with pytest.raises(DataCorrupted):
             sealer(writer(), column).open(ITEM_KEY, sealed)

@@ -11,4 +11,6 @@ def test_item_key_is_deterministic_keyed_and_16_bytes() -> None:
 
 def test_item_keys_keep_the_order_of_the_ids() -> None:
     ids = ["b", "a", "b"]
-    assert tokens.item_keys(b"k" * 32, ids) == [tokens.item_key(b"k" * 32, item_id) for item_id in ids]
+    assert tokens.item_keys(b"k" * 32, ids) == [
+        tokens.item_key(b"k" * 32, item_id) for item_id in ids
+    ]

@@ -40,7 +40,9 @@ def test_any_changed_character_is_rejected() -> None:
                     user_keys.parse_token(text[:place] + other + text[place + 1 :], ROOT_KEY)
 
 
-@pytest.mark.parametrize("text", ["", "cdbk_", "cdbk_1_", "cdbk_1_AA", "cdbk_1_" + "A" * 75, "cdbk_1_" + "é" * 75])
+@pytest.mark.parametrize(
+    "text", ["", "cdbk_", "cdbk_1_", "cdbk_1_AA", "cdbk_1_" + "A" * 75, "cdbk_1_" + "é" * 75]
+)
 def test_what_is_no_token_is_rejected(text: str) -> None:
     with pytest.raises(ApiKeyRejected):
         user_keys.parse_token(text, ROOT_KEY)

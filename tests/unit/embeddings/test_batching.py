@@ -50,7 +50,9 @@ async def started(encode: Lengths) -> None:
     assert await asyncio.to_thread(encode.has_begun.wait, 10)
 
 
-async def test_vectors_come_back_in_the_order_of_the_texts(encode: Lengths, executor: ThreadPoolExecutor) -> None:
+async def test_vectors_come_back_in_the_order_of_the_texts(
+    encode: Lengths, executor: ThreadPoolExecutor
+) -> None:
     texts = ["x" * ((37 * number) % 500) for number in range(300)]
     vectors = await batcher(encode, executor).embed(texts)
     assert vectors[:, 0].tolist() == [len(text) for text in texts]
@@ -58,7 +60,9 @@ async def test_vectors_come_back_in_the_order_of_the_texts(encode: Lengths, exec
     assert all(len(one) * max(map(len, one)) <= 16_384 for one in encode.rounds)
 
 
-async def test_texts_of_concurrent_requests_share_a_round(encode: Lengths, executor: ThreadPoolExecutor) -> None:
+async def test_texts_of_concurrent_requests_share_a_round(
+    encode: Lengths, executor: ThreadPoolExecutor
+) -> None:
     encode.may_go_on.clear()
     queue = batcher(encode, executor)
     requests = [asyncio.create_task(queue.embed([str(number)])) for number in range(20)]
@@ -68,7 +72,9 @@ async def test_texts_of_concurrent_requests_share_a_round(encode: Lengths, execu
     assert [len(one) for one in encode.rounds] == [20]
 
 
-async def test_a_query_overtakes_thousands_of_documents(encode: Lengths, executor: ThreadPoolExecutor) -> None:
+async def test_a_query_overtakes_thousands_of_documents(
+    encode: Lengths, executor: ThreadPoolExecutor
+) -> None:
     encode.may_go_on.clear()
     queue = batcher(encode, executor, n_places=10_000)
     bulk = asyncio.create_task(queue.embed(["document"] * 5000))
@@ -81,7 +87,9 @@ async def test_a_query_overtakes_thousands_of_documents(encode: Lengths, executo
     assert len(await bulk) == 5000
 
 
-async def test_documents_are_not_kept_waiting_by_queries(encode: Lengths, executor: ThreadPoolExecutor) -> None:
+async def test_documents_are_not_kept_waiting_by_queries(
+    encode: Lengths, executor: ThreadPoolExecutor
+) -> None:
     queue = batcher(encode, executor)
     bulk = asyncio.create_task(queue.embed(["d" * 2000] * 50))
 
@@ -96,13 +104,17 @@ async def test_documents_are_not_kept_waiting_by_queries(encode: Lengths, execut
     assert with_documents[-1] <= 3 * len(with_documents)
 
 
-async def test_a_text_longer_than_any_round_gets_one_of_its_own(encode: Lengths, executor: ThreadPoolExecutor) -> None:
+async def test_a_text_longer_than_any_round_gets_one_of_its_own(
+    encode: Lengths, executor: ThreadPoolExecutor
+) -> None:
     queue = Batcher(encode, executor, Places(10), max_characters=100_000)
     assert (await queue.embed(["x" * 50_000, "y" * 60_000]))[:, 0].tolist() == [50_000, 60_000]
     assert len(encode.rounds) == 2
 
 
-async def test_a_full_queue_refuses_and_recovers(encode: Lengths, executor: ThreadPoolExecutor) -> None:
+async def test_a_full_queue_refuses_and_recovers(
+    encode: Lengths, executor: ThreadPoolExecutor
+) -> None:
     encode.may_go_on.clear()
     queue = batcher(encode, executor, n_places=3)
     first = asyncio.create_task(queue.embed(["a", "b"]))
@@ -117,7 +129,9 @@ async def test_a_full_queue_refuses_and_recovers(encode: Lengths, executor: Thre
     assert len(await queue.embed(["x"] * 1000)) == 1000
 
 
-async def test_a_failure_is_for_those_in_the_round_alone(encode: Lengths, executor: ThreadPoolExecutor) -> None:
+async def test_a_failure_is_for_those_in_the_round_alone(
+    encode: Lengths, executor: ThreadPoolExecutor
+) -> None:
     encode.may_go_on.clear()
     queue = batcher(encode, executor)
     bad = asyncio.create_task(queue.embed(["bad"]))
@@ -130,7 +144,9 @@ async def test_a_failure_is_for_those_in_the_round_alone(encode: Lengths, execut
     assert (await good)[:, 0].tolist() == [4]
 
 
-async def test_texts_of_a_cancelled_request_are_not_embedded(encode: Lengths, executor: ThreadPoolExecutor) -> None:
+async def test_texts_of_a_cancelled_request_are_not_embedded(
+    encode: Lengths, executor: ThreadPoolExecutor
+) -> None:
     encode.may_go_on.clear()
     queue = batcher(encode, executor, n_places=256)
     bulk = asyncio.create_task(queue.embed(["document"] * 5000))

@@ -50,7 +50,9 @@ def test_a_name_finds_its_model(models_dir: Path, name: str, directory: str) -> 
     assert found.directory == models_dir / directory
 
 
-@pytest.mark.parametrize("name", ["", "MiniLM", "me/all-MiniLM-L6-v2", "../lower", "./lower", "lower/", "empty"])
+@pytest.mark.parametrize(
+    "name", ["", "MiniLM", "me/all-MiniLM-L6-v2", "../lower", "./lower", "lower/", "empty"]
+)
 def test_other_names_find_none(models_dir: Path, name: str) -> None:
     assert catalogue.choose(catalogue.models_in(models_dir), name) is None
 

@@ -19,7 +19,10 @@ def model(tmp_path: Path) -> Path:
     """A model of 8 dimensions, all but the weights."""
     write(tmp_path / "modules.json", [TRANSFORMER, POOLING, NORMALIZE])
     write(tmp_path / "sentence_bert_config.json", {"max_seq_length": 128})
-    write(tmp_path / "1_Pooling" / "config.json", {"word_embedding_dimension": 8, "pooling_mode_mean_tokens": True})
+    write(
+        tmp_path / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": 8, "pooling_mode_mean_tokens": True},
+    )
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     return tmp_path
 
@@ -36,13 +39,29 @@ def test_the_configuration_tells_dimension_and_length(model: Path) -> None:
 @pytest.mark.parametrize(
     ("pooling", "dimension"),
     [
-        ({"word_embedding_dimension": 8, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, 16),
-        ({"word_embedding_dimension": 8, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, 8),
+        (
+            {
+                "word_embedding_dimension": 8,
+                "pooling_mode_mean_tokens": True,
+                "pooling_mode_max_tokens": True,
+            },
+            16,
+        ),
+        (
+            {
+                "word_embedding_dimension": 8,
+                "pooling_mode_cls_token": True,
+                "pooling_mode_mean_tokens": False,
+            },
+            8,
+        ),
         ({"embedding_dimension": 8, "pooling_mode": "mean", "include_prompt": True}, 8),
         ({"embedding_dimension": 8, "pooling_mode": ["mean", "max"]}, 16),
     ],
 )
-def test_modes_of_pooling_are_concatenated(model: Path, pooling: dict[str, Any], dimension: int) -> None:
+def test_modes_of_pooling_are_concatenated(
+    model: Path, pooling: dict[str, Any], dimension: int
+) -> None:
     write(model / "1_Pooling" / "config.json", pooling)
     facts = files.facts("model", model)
     assert facts is not None

@@ -10,17 +10,44 @@ from app.filters.nodes import AllOf, AnyOf, Compared, Comparison, Not, OneOf, Pr
 MESSAGES: dict[str, tuple[dict[str, Any], str]] = {
     "operator of a field": ({"age": {"$near": 1}}, "filters.age.$near: unknown operator"),
     "operator at the top": ({"$all": []}, "filters.$all: unknown operator"),
-    "member of a list": ({"$and": [{"a": 1}, {"$or": [{"b": {"$gt": "x"}}]}]}, "filters.$and[1].$or[0].b.$gt: takes a"),
-    "below not": ({"$not": {"a.b": {"$not": {"$in": None}}}}, "filters.$not.a.b.$not.$in: takes a list"),
-    "operator in a value": ({"loc": {"city": {"$eq": "Oslo"}}}, "filters.loc.city.$eq: an operator cannot stand"),
+    "member of a list": (
+        {"$and": [{"a": 1}, {"$or": [{"b": {"$gt": "x"}}]}]},
+        "filters.$and[1].$or[0].b.$gt: takes a",
+    ),
+    "below not": (
+        {"$not": {"a.b": {"$not": {"$in": None}}}},
+        "filters.$not.a.b.$not.$in: takes a list",
+    ),
+    "operator in a value": (
+        {"loc": {"city": {"$eq": "Oslo"}}},
+        "filters.loc.city.$eq: an operator cannot stand",
+    ),
     "a value that is no JSON": ({"a": {"$in": [b"x"]}}, "filters.a.$in: takes a JSON value"),
     "not of a value": ({"a": {"$not": 5}}, "filters.a.$not: takes an object of operators"),
-    "not of plain keys": ({"a": {"$not": {"b": 1}}}, "filters.a.$not: takes an object of operators"),
-    "lookbehind": ({"a": {"$regex": "(?<=x)y"}}, "filters.a.$regex: no regular expression that RE2 understands"),
-    "backreference": ({"a": {"$regex": r"(a)\1"}}, "filters.a.$regex: no regular expression that RE2 understands"),
-    "long pattern": ({"a": {"$regex": "a" * 1_001}}, "filters.a.$regex: a regular expression can have at most"),
-    "large pattern": ({"a": {"$regex": "(a{30}){30}b{200}"}}, "filters.a.$regex: the regular expression is too large"),
-    "larger pattern": ({"a": {"$regex": "((a{100}){100}){100}"}}, "filters.a.$regex: no regular expression that RE2"),
+    "not of plain keys": (
+        {"a": {"$not": {"b": 1}}},
+        "filters.a.$not: takes an object of operators",
+    ),
+    "lookbehind": (
+        {"a": {"$regex": "(?<=x)y"}},
+        "filters.a.$regex: no regular expression that RE2 understands",
+    ),
+    "backreference": (
+        {"a": {"$regex": r"(a)\1"}},
+        "filters.a.$regex: no regular expression that RE2 understands",
+    ),
+    "long pattern": (
+        {"a": {"$regex": "a" * 1_001}},
+        "filters.a.$regex: a regular expression can have at most",
+    ),
+    "large pattern": (
+        {"a": {"$regex": "(a{30}){30}b{200}"}},
+        "filters.a.$regex: the regular expression is too large",
+    ),
+    "larger pattern": (
+        {"a": {"$regex": "((a{100}){100}){100}"}},
+        "filters.a.$regex: no regular expression that RE2",
+    ),
     "long path": ({"a" * 1_025: 1}, "filters: a path can have at most"),
     "many levels": ({"." * 256: 1}, "filters: a path can have at most"),
 }
@@ -67,7 +94,9 @@ def test_a_place_deep_down_is_shown_by_its_end() -> None:
     assert len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("operand", ["(SECRET", ["SECRET"], {"x": "SECRET"}], ids=["text", "list", "object"])
+@pytest.mark.parametrize(
+    "operand", ["(SECRET", ["SECRET"], {"x": "SECRET"}], ids=["text", "list", "object"]
+)
 @pytest.mark.parametrize("operator", ["$gt", "$exists", "$regex", "$type", "$near", "$not"])
 def test_an_error_holds_no_value_of_the_filter(operator: str, operand: Any) -> None:
     with pytest.raises(InvalidInput) as caught:
@@ -76,7 +105,9 @@ def test_an_error_holds_no_value_of_the_filter(operator: str, operand: Any) -> N
 
 
 def test_negations_are_at_the_conditions() -> None:
-    tree = grammar.parse({"$not": {"$or": [{"a": 1}, {"$nor": [{"b": {"$gte": 2}}]}, {"c": {"$ne": 3}}]}})
+    tree = grammar.parse(
+        {"$not": {"$or": [{"a": 1}, {"$nor": [{"b": {"$gte": 2}}]}, {"c": {"$ne": 3}}]}}
+    )
     assert isinstance(tree, AllOf)
     assert set(tree.members) == {
         Not(OneOf("a", (1,))),
@@ -85,7 +116,9 @@ def test_negations_are_at_the_conditions() -> None:
     }
 
 
-@pytest.mark.parametrize("pattern", ["(x+x+)+y", "(a|aa)+$", "(.*)(.*)(.*)(.*)[^a]$", "(a|b)*a(a|b){250}c"])
+@pytest.mark.parametrize(
+    "pattern", ["(x+x+)+y", "(a|aa)+$", "(.*)(.*)(.*)(.*)[^a]$", "(a|b)*a(a|b){250}c"]
+)
 def test_a_hostile_pattern_takes_time_in_proportion_to_the_text(pattern: str) -> None:
     is_match = matching.matcher(grammar.parse({"f": {"$regex": pattern}}))
     start = time.perf_counter()

@@ -17,7 +17,9 @@ from app.filters.terms import ITEM_TERM
     ],
     ids=["scalars", "no terms", "list", "paths", "empty"],
 )
-def test_strings_numbers_and_members_of_lists_have_terms(metadata: dict[str, Any], expected: set[Any]) -> None:
+def test_strings_numbers_and_members_of_lists_have_terms(
+    metadata: dict[str, Any], expected: set[Any]
+) -> None:
     assert terms.of_item(metadata) == expected
 
 
@@ -44,7 +46,19 @@ def test_metadata_may_be_deep() -> None:
 
 
 def test_messages_are_equal_for_equal_numbers_alone() -> None:
-    values: list[str | float | None] = [1, 1.5, "1", 2**53, 2**53 + 1, 10**5000, 1e308, -1, "", None, 5e-324]
+    values: list[str | float | None] = [
+        1,
+        1.5,
+        "1",
+        2**53,
+        2**53 + 1,
+        10**5000,
+        1e308,
+        -1,
+        "",
+        None,
+        5e-324,
+    ]
     messages = [terms.message(("a", value)) for value in values]
     assert len(set(messages)) == len(values)
     assert terms.message(("a", 1)) == terms.message(("a", 1.0))

@@ -3,7 +3,7 @@ from uuid import UUID
 import numpy as np
 
 from app.domain import SealedItems
-from app.store import copying
+from app.store.pg import copy_rows
 
 INDEX_ID = UUID(bytes=bytes(range(16)))
 
@@ -24,12 +24,22 @@ def test_rows_are_as_postgresql_documents_them() -> None:
         [[b"token--1", b"token--2"], []],
     )
     head = b"\0\x09" + field(INDEX_ID.bytes)
-    array = bytes.fromhex("00000001 00000000 00000014 00000002 00000001") + field(b"token--1") + field(b"token--2")
-    assert copying.rows(INDEX_ID, items) == b"".join(
+    array = (
+        bytes.fromhex("00000001 00000000 00000014 00000002 00000001")
+        + field(b"token--1")
+        + field(b"token--2")
+    )
+    assert copy_rows.rows(INDEX_ID, items) == b"".join(
         [
             *(head, field(b"k" * 16), field(b"id"), field(b"\0\0\0\x10\x01\x02"), field(None)),
             *(field(b"vector"), field(None), field(b"metadata"), field(array)),
-            *(head, field(b"l" * 16), field(b"another id"), field(b"\0\0\0\x10\x03\x04"), field(None)),
+            *(
+                head,
+                field(b"l" * 16),
+                field(b"another id"),
+                field(b"\0\0\0\x10\x03\x04"),
+                field(None),
+            ),
             *(field(b"other"), field(b"contents"), field(None), field(None)),
         ]
     )

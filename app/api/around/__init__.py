@@ -1,0 +1,1 @@
+"""What surrounds each request: authentication, limits, errors, metrics, logs."""

@@ -1,0 +1,1 @@
+"""The kind of index that PostgreSQL searches: keyed sketches in an ivfflat index."""

@@ -1,0 +1,1 @@
+"""The process: supervisor, HTTP server, embedded PostgreSQL, and the application that they run."""

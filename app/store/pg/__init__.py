@@ -1,0 +1,1 @@
+"""The driver: engine, pool, types, failures."""

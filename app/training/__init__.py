@@ -1,0 +1,1 @@
+"""One training: claim, fit, build, calibrate, swap."""

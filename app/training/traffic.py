@@ -1,0 +1,28 @@
+"""Whether searches are under way, in whatever worker: a training lets them go first."""
+
+import time
+
+from app.observe.figures import Figures
+
+# A client that searches again within this time finds one processor free.
+_QUIET_S = 0.5
+_LOOK_INTERVAL_S = 0.05
+
+
+class Traffic:
+    """Looks now and then whether searches were answered. Without figures to look at, it is quiet."""
+
+    def __init__(self, figures: Figures | None) -> None:
+        self._figures = figures
+        self._n_searches = 0.0
+        self._looked_at = self._busy_at = float("-inf")
+
+    def is_quiet(self) -> bool:
+        """Whether no search was answered for half a second; the first look finds those that were ever answered."""
+        now = time.monotonic()
+        if self._figures is not None and now - self._looked_at >= _LOOK_INTERVAL_S:
+            self._looked_at = now
+            n_searches = self._figures.n_searches()
+            if n_searches != self._n_searches:
+                self._n_searches, self._busy_at = n_searches, now
+        return now - self._busy_at >= _QUIET_S

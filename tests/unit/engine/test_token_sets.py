@@ -1,0 +1,27 @@
+import numpy as np
+import pytest
+
+from app.engine.sketches.token_scan import Everything
+from app.engine.sketches.token_sets import TokenSet
+
+N_ITEMS = 50
+
+
+@pytest.mark.parametrize("n_bytes", [8, 64, 77])
+@pytest.mark.parametrize("limit", [1, 7, N_ITEMS, 2 * N_ITEMS])
+def test_the_nearest_by_hamming_distance_come_first(n_bytes: int, limit: int) -> None:
+    sketches = np.random.default_rng(1).integers(0, 256, (N_ITEMS, n_bytes), np.uint8)
+    item_keys, places = (
+        b"".join(bytes([row] * width) for row in range(N_ITEMS)) for width in (16, 6)
+    )
+    query = sketches[3]
+    distances = [int(np.unpackbits(row ^ query).sum()) for row in sketches]
+    found = TokenSet(Everything(0, item_keys, places, sketches)).nearest(query.tobytes(), limit)
+    assert [item.distance for item in found] == sorted(distances)[:limit]
+    assert found[0] == (bytes([3] * 16), bytes([3] * 6), 0)
+    for item in found:
+        assert item == (
+            bytes([item.place[0]] * 16),
+            bytes([item.place[0]] * 6),
+            distances[item.place[0]],
+        )
