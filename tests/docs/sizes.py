@@ -1,10 +1,11 @@
-"""Measures what docs/sizing.md says: `python -m tests.docs.sizes`, about a quarter of an hour.
+"""Measures what docs/sizing.md says: `python -m tests.docs.sizes`, about half an hour.
 
 Each line that it prints is one JSON object. The vectors are random, because ciphertext and sketches
 take the same room whatever the vectors are.
 """
 
 import base64
+import itertools
 import json
 import secrets
 import sys
@@ -20,11 +21,12 @@ import numpy as np
 import psutil
 import psycopg
 
-from tests.benchmarks.processes import postmaster
+from tests.benchmarks.processes import Peak, postmaster
 from tests.service.conftest import Service, new_service, workers_of
 
 KEY = secrets.token_hex(32)
 BATCH = 1_000
+DIMENSIONS = (384, 768, 1_024, 1_536, 3_072)
 CONTENTS = "x" * 200
 MB = 1024 * 1024
 # Heap, primary key, index of tokens, ivfflat index, and everything.
@@ -180,19 +182,60 @@ def _service(**environment: str) -> Iterator[Client]:
             service.stop()
 
 
+class _Peak(Peak):
+    """Looks often enough to see a single upsert."""
+
+    _INTERVAL_S = 0.01
+
+
+def upserts(client: Client, n: int, dimension: int) -> None:
+    """Say how much more memory a worker takes while it stores one batch."""
+    name = f"upserts-{n}-{dimension}"
+    client.post("indexes/create", name, dimension=dimension)
+    vector = np.random.default_rng(7).standard_normal(dimension).tolist()
+    items = [{"id": str(number), "vector": vector} for number in range(n)]
+    for kind in ("json", "binary"):
+        before = client.memory()
+        with _Peak(client.service) as peak:
+            if kind == "json":
+                client.post("vectors/upsert", name, items=items)
+            else:
+                client.upsert(name, 0, n, dimension, is_rich=False)
+        body_mb = round(len(json.dumps(items)) / MB)
+        say(upsert=kind, json_mb=body_mb, before=before, peak_mb=round(max(peak.worker_mb)))
+
+
+def tokens(client: Client, kind: str, n: int = 10_000) -> None:
+    """Say what tokens take, of values that each occur once or that occur often."""
+    client.post("indexes/create", kind, dimension=3)
+    for start in range(0, n, BATCH):
+        numbers = range(start, start + BATCH)
+        values = [str(number if kind == "unique" else number % 13) for number in numbers]
+        items = [
+            {"id": str(number), "vector": [1, 2, 3], "metadata": {"value": value}}
+            for number, value in zip(numbers, values, strict=True)
+        ]
+        client.post("vectors/upsert", kind, items=items)
+    say(values=kind, bytes_an_item={part: size / n for part, size in client.sizes(kind).items()})
+
+
 def main() -> None:
     with _service(SEALDEX_WORKERS="1", AUTO_TRAIN_DISABLED="true") as client:
         say(at="start", **client.memory())
-        for dimension in (384, 1_536):
-            for n in (10_000, 50_000):
-                one_index(client, n, dimension, "float32", is_rich=False)
-            one_index(client, 50_000, dimension, "float16", is_rich=False)
-        one_index(client, 50_000, 384, "float32", is_rich=True)
+        for n, dimension in ((1_000, 1_536), (4_000, 1_536)):
+            upserts(client, n, dimension)
+        for kind in ("unique", "frequent"):
+            tokens(client, kind)
+        for dimension, precision in itertools.product(DIMENSIONS, ("float32", "float16")):
+            one_index(client, 10_000, dimension, precision, is_rich=False)
+        for n, is_rich in ((50_000, False), (50_000, True)):
+            one_index(client, n, 384, "float32", is_rich=is_rich)
     with _service(SEALDEX_WORKERS="1") as client:
         # As it comes: the first training is at 10,001 items, and the rest is stored afterwards.
         one_index(client, 50_000, 384, "float32", is_rich=False)
-    with _service(SEALDEX_WORKERS="1") as client:
-        many_indexes(client, (0, 500, 1_000, 2_000), 100, 384)
+    for counts, n in (((0, 1_000, 2_000), 100), ((0, 1_000, 2_000, 4_000), 1)):
+        with _service(SEALDEX_WORKERS="1") as client:
+            many_indexes(client, counts, n, 384)
 
 
 if __name__ == "__main__":
