@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import errors
-from app.domain import Index, Metric, Precision
+from app.domain import Index, IndexKind, Metric, Precision
 from app.store.tables import dropped_indexes, indexes, item_counts
 
 
@@ -50,6 +50,7 @@ def to_index(facts: dict[str, Any]) -> Index:
     """Return the index whose row holds `facts`, by name."""
     facts["metric"] = Metric(facts["metric"])
     facts["storage_precision"] = Precision(facts["storage_precision"])
+    facts["kind"] = IndexKind(facts["kind"])
     return Index(**facts)
 
 
