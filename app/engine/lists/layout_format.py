@@ -13,7 +13,8 @@ cannot take the place of another.
     centroids   format (1) = 0x01 ‖ 0 (3) ‖ first list (4) ‖ lists (4) ‖ dimension (4)
                 ‖ centroids (4·d each, float32)
 
-Zeros follow, up to one of the lengths of `padding`. All numbers are little-endian and unsigned.
+The one list of an index without centroids has dimension 0. Zeros follow, up to one of the lengths
+of `padding`. All numbers are little-endian and unsigned.
 """
 
 import struct
@@ -68,7 +69,8 @@ def root_from_bytes(data: bytes) -> Root:
     _, n_lists, dimension, a_page, centroids_a_page = _header(_ROOT, data)
     if not (a_page and centroids_a_page):
         raise _corrupted()
-    n_pages, n_centroid_pages = -(-n_lists // a_page), -(-n_lists // centroids_a_page)
+    n_pages = -(-n_lists // a_page)
+    n_centroid_pages = -(-n_lists // centroids_a_page) if dimension else 0
     names_end = _ROOT.size + (n_pages + n_centroid_pages) * NAME_BYTES
     if names_end > len(data):
         raise _corrupted()
@@ -100,7 +102,7 @@ def directory_from_bytes(data: bytes, first: int) -> list[list[Reference]]:
 
 def centroids_a_page(dimension: int) -> int:
     """Return how many centroids with `dimension` numbers a page holds."""
-    return max(1, min(LISTS_A_PAGE, _CENTROID_PAGE_BYTES // (4 * dimension)))
+    return max(1, min(LISTS_A_PAGE, _CENTROID_PAGE_BYTES // (4 * max(1, dimension))))
 
 
 def centroid_pages(points: Matrix) -> Iterator[bytes]:

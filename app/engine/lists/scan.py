@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.domain import Vector
-from app.engine.lists.entries import Entries, Records, Words, fields
+from app.engine.lists.entries import RECORD, Entries, Records, Words, fields
 from app.engine.lists.sketching import View, projection
 from app.engine.lists.space import NOWHERE, distances_to
 
@@ -69,6 +69,8 @@ def scan(
     exact = [segment.entries for segment in segments if segment.entries.is_exact]
     found = [_exactly(point, entries).nearest(second_cut) for entries in exact]
     found += [_roughly_then_finely(view, sketched, first_cut)] if sketched else []
+    if not found:
+        return Ranked(np.empty(0, RECORD), np.empty(0, np.float32))
     records = np.concatenate([one.records for one in found])
     distances = np.concatenate([one.distances for one in found])
     best = Ranked(records, distances).nearest(second_cut)
