@@ -69,9 +69,15 @@ def test_fresh_entries_are_found_as_if_they_were_in_their_lists(stored: Stored) 
         stored.add_fresh(stored.entries(range(start, start + 50)))
     index = opened(stored)
     assert share_found(index, stored, N_LISTS) > 0.97
-    # Those of lists that are not read are not looked at.
-    assert index.sight is not None
-    assert 0.5 < share_found(index, stored, 10) < 0.9
+
+
+def test_fresh_entries_of_lists_that_are_not_read_are_not_looked_at(stored: Stored) -> None:
+    entries = stored.entries(range(2_000))
+    stored.lay_out(entries[:1_000], stored.geometry.centroids.points)
+    stored.add_fresh(entries[1_000:])
+    own = entries.lists[5]
+    numbers = found(opened(stored), stored, 5, n_probes=1, cuts=Cuts(2_000, 2_000))
+    assert sorted(numbers) == np.flatnonzero(entries.lists == own).tolist()
 
 
 def test_fresh_entries_without_a_list_are_always_looked_at(stored: Stored) -> None:
@@ -113,6 +119,19 @@ def test_only_what_is_new_is_opened(stored: Stored) -> None:
     assert after.layout is before.layout
     stored.add_fresh(stored.entries(range(10, 20)))
     assert len(index.take(stored.news(index.known)).fresh.chunks) == 2
+
+
+def test_pages_that_a_later_layout_still_has_are_not_read_again(stored: Stored) -> None:
+    index = opened(stored)
+    before = index.sight
+    assert before is not None
+    row = stored.row._replace(version=stored.row.version + 1)
+    stored.row = row._replace(sealed_root=stored.sealing.root(row, before.layout.root))
+    news = stored.news(index.known)
+    assert news.pages == []
+    after = index.take(news)
+    assert after.layout.row == stored.row
+    assert after.layout.geometry is before.layout.geometry
 
 
 def test_a_search_goes_on_with_what_it_saw_at_first(stored: Stored) -> None:
