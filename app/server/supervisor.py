@@ -185,7 +185,7 @@ def _database(settings: Settings) -> Iterator[tuple[str, str]]:
         yield settings.database_url, "PostgreSQL at DATABASE_URL"
         return
     # Each worker has two pools: one for searches, one for the rest.
-    n_connections = 2 * _n_workers(settings) * settings.pool_size + _SPARE_CONNECTIONS
+    n_connections = _n_workers(settings) * settings.pool_size + _SPARE_CONNECTIONS
     with EmbeddedPostgres(
         settings.data_dir, max_connections=max(n_connections, _MIN_CONNECTIONS)
     ) as server:

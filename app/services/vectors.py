@@ -34,7 +34,7 @@ from app.services.access import IndexOpener
 from app.services.embedding import EmbeddingService
 from app.services.training import TrainingService
 from app.settings import Settings
-from app.store.pg.scan_pool import ScanPool
+from app.store.pg.pool import Pool
 
 
 class VectorService:
@@ -142,7 +142,7 @@ class VectorService:
         return plan.scan(opened, query, top_k, self._settings.target_recall)
 
     def _filtered(
-        self, connections: ScanPool, opened: KeyedIndex, tree: filters.nodes.Node
+        self, connections: Pool, opened: KeyedIndex, tree: filters.nodes.Node
     ) -> FilteredSearch:
         return FilteredSearch(
             connections, opened, tree, self._known, self._settings.statement_timeout_ms
