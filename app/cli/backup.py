@@ -22,7 +22,7 @@ import numpy as np
 from app.cli.output import print_json, progress, size
 from app.configuration import Configuration
 from app.errors import ConfigurationError
-from app.server.postgres import program
+from app.server.programs import program
 
 _CHUNK_BYTES = 4 * 1024 * 1024
 _MIN_CANARY_BYTES = 4

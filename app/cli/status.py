@@ -50,7 +50,7 @@ def doctor(options: argparse.Namespace, configuration: Configuration) -> int:
 
     async def question(engine: AsyncEngine) -> list[store.doctor.Finding]:
         async with engine.connect() as connection:
-            return await store.doctor.findings(connection)
+            return await store.doctor.findings(connection, configuration.settings)
 
     found = database.ask(configuration.settings, question, needs_schema=False)
     found += store.doctor.disk_space(configuration.settings)

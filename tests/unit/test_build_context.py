@@ -9,9 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 COPY = re.compile(r"^COPY (?!--from)(.+) \S+$", re.MULTILINE)
 SOURCES = [
-    source
-    for line in COPY.findall((ROOT / "Dockerfile").read_text())
-    for source in line.split()
+    source for line in COPY.findall((ROOT / "Dockerfile").read_text()) for source in line.split()
 ]
 # What must never be sent to a build: data, keys, environments, history.
 PRIVATE = (

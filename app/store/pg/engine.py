@@ -248,6 +248,8 @@ def _connect_args(settings: Settings, dsn: str) -> dict[str, Any]:
     return {
         **{name: value for name, value in _KEEPALIVES.items() if name not in given},
         "application_name": "sealdex",
+        # The encoding of the session is the database's own otherwise, which may be SQL_ASCII.
+        "client_encoding": "utf8",
         "connect_timeout": _CONNECT_TIMEOUT_S,
         "prepare_threshold": settings.prepare_threshold
         if settings.prepare_threshold >= 0
