@@ -90,10 +90,10 @@ def test_programs_in_a_closed_place_are_copied_for_the_servers_user(
     program.write_text("#!/bin/sh\nid -u > /dev/null\n")
     program.chmod(0o700)
     monkeypatch.setattr(programs, "bin_dir", lambda: program.parent)
-    for _ in range(2):
-        found = programs.bin_dir_for(ACCOUNT)
-        assert root_directory in found.parents
-        programs.run(found, ACCOUNT, ["postgres"], cwd=Path("/"))
+    found, again = (programs.bin_dir_for(ACCOUNT) for _ in range(2))
+    assert found == again
+    assert root_directory in found.parents
+    programs.run(found, ACCOUNT, ["postgres"], cwd=Path("/"))
     assert [path.name for path in root_directory.iterdir()] == [found.parent.name]
     assert mode(closed) == 0o700
 
