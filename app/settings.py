@@ -38,7 +38,7 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
 }
 
 
-# A worker has one pool for searches and one for the rest, and a connection of its own for trainings.
+# A worker has one pool for searches and one for the rest, and a connection for trainings.
 _POOLS_OF_A_WORKER = 2
 _OF_TRAININGS = 1
 
