@@ -7,7 +7,8 @@ import numpy as np
 
 from app.crypto import tokens
 from app.domain import Matrix, Metric, Sketches
-from app.engine.sketches.encoder import Encoder, EncoderParameters
+from app.engine.sketches.encoder import Encoder
+from app.engine.sketches.parameters import EncoderParameters
 
 FIT_SAMPLE = 10_000
 
