@@ -19,7 +19,7 @@ _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Items (n, d) in the order of their storing, queries (q, d), and the size of the first batch."""
+    """Items (n, d) in the order of storing, queries (q, d), and the size of the first batch."""
 
     vectors: Matrix
     queries: Matrix
@@ -158,10 +158,11 @@ def _other_scale_first(n_items: int, n_queries: int, seed: int) -> Dataset:
 def _odd_item_first(n_items: int, n_queries: int, seed: int) -> Dataset:
     """Unit vectors, after one item of length 100 in a batch of its own."""
     data = drawn(partial(_normal, dimension=96), n_items, n_queries, seed)
-    for rows in (data.vectors, data.queries):
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    data.vectors[0] *= 100
-    return replace(data, n_first=1)
+    vectors, queries = (
+        rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (data.vectors, data.queries)
+    )
+    vectors[0] *= 100
+    return Dataset(vectors, queries, n_first=1)
 
 
 def _drifting(n_items: int, n_queries: int, seed: int) -> Dataset:

@@ -27,9 +27,9 @@ def distances(metric: Metric, query: Matrix, vectors: Matrix) -> NDArray[np.floa
 
 
 def recall(exact: NDArray[np.float64], metric: Metric, found: Sequence[int], top_k: int) -> float:
-    """Return the share of the `top_k` nearest that is in the rows `found`; what is as near as the last counts.
+    """Return the share of the `top_k` nearest that is in the rows `found`.
 
-    `exact` (n,) are the true distances of all items from the query.
+    What is as near as the last of them counts. `exact` (n,) are the true distances of all items.
     """
     n_true = min(top_k, len(exact))
     farthest = np.partition(exact, n_true - 1)[n_true - 1]
