@@ -46,6 +46,8 @@ _GROWTH = 2
 # the last, so that there are few of them.
 _EXPECTED_LOOKS = 2
 _LATER_GROWTH = 4
+# So many winners speak for all: with more it takes longer, not better.
+_MAX_ASKED = 32
 _STANDARD = NormalDist()
 # The distribution function of the standard normal distribution, as a table; beyond it an item is as
 # good as never or always found.
@@ -77,7 +79,7 @@ class Look(NamedTuple):
 class Opened:
     """What a query knows after a look: the winners (k, d), the distance of the worst, candidates.
 
-    `hammings` are the Hamming distances of all candidates, nearest first.
+    Winners are nearest first, and so are `hammings`, the Hamming distances of all candidates.
     """
 
     winners: Matrix
@@ -98,7 +100,9 @@ def further(
     reach = opened.look.reach(opened.hammings)
     if opened.worst <= 0 or reach > encoder.bits or not len(opened.winners):
         return None
-    shares = encoder.differing_shares(query, opened.winners)
+    # The worst first: they are what may be missed.
+    some = opened.winners[:: -math.ceil(len(opened.winners) / _MAX_ASKED)]
+    shares = encoder.differing_shares(query, some)
     if recall(shares, encoder.bits, reach) >= 1 - _LEAST * (1 - target):
         return None
     limit = reach_for(shares, encoder.bits, 1 - _AIM * (1 - target)) - 1
