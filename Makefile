@@ -10,7 +10,7 @@ SELF := $(PIP) --no-build-isolation --editable
 LOCKS := pyproject.toml requirements/build.txt requirements/service.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-embeddings test-long crash-test lint format bench attack-report lock clean
+.PHONY: help serve test test-embeddings test-long recall crash-test lint format bench attack-report lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -26,6 +26,9 @@ test-embeddings: $(VENV)/.installed-embeddings ## Install the extra `embeddings`
 
 test-long: $(VENV)/.installed-dev ## Run the tests that take minutes; ARGS='-k nonces' is passed to pytest
 	$(BIN)/python -m pytest tests/long -s $(ARGS)
+
+recall: $(VENV)/.installed-dev ## Measure recall on hard data, every cell, and write docs/recall.md; ARGS='-k cone' is passed to pytest
+	SEALDEX_RECALL_CELLS=all $(BIN)/python -m pytest tests/recall --tb=line $(ARGS)
 
 crash-test: $(VENV)/.installed-dev ## Kill service and database again and again; ARGS='--cycles 1000 --seed 1'
 	$(BIN)/python -m tests.crash.driver $(ARGS)
