@@ -25,8 +25,8 @@ import psycopg
 from app.domain import INT32, Candidates, Joined
 from app.store.indexes import StaleIndex
 from app.store.pg import packed_rows
-from app.store.pg.engine import ItemKeys
-from app.store.pg.engine import ItemKeys as Names
+from app.store.pg.adapters import ItemKeys
+from app.store.pg.adapters import ItemKeys as Names
 from app.store.pg.round_trip import Answer, RoundTrip
 from app.store.tables import chunk_partition_name, partition_name
 

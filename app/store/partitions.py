@@ -13,6 +13,7 @@ from psycopg import errors as pg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from app import errors
 from app.store.tables import (
     chunk_partition_name,
     chunks,
@@ -26,12 +27,13 @@ from app.store.tables import (
 # A row of up to 8 KB, with a vector of 1,536 float32, stays in one piece: a TOAST fetch for each
 # candidate would cost more than the scan.
 TOAST_TUPLE_TARGET = 8160
-# Chunks come and go with every write, and most of a chunk is TOAST: a fifth of a large table would be
-# too late for VACUUM.
+# Chunks come and go with every write, and most of a chunk is TOAST: after a fifth of a large table
+# VACUUM would come too late.
 _CHUNK_OPTIONS = (
     "autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500,"
     " toast.autovacuum_vacuum_scale_factor = 0.02, toast.autovacuum_vacuum_threshold = 2000"
 )
+_SOMEBODY_ELSE = (pg.ObjectNotInPrerequisiteState, pg.UndefinedTable, pg.LockNotAvailable)
 
 
 async def create(connection: AsyncConnection, index_id: UUID) -> None:
@@ -77,8 +79,11 @@ def sketch_expression(encoder_version: int, sketch_bits: int) -> str:
 
 
 def in_generation(generation: int) -> str:
-    """Return a condition that is true of every item: an item key has 16 bytes, this literal has 4."""
-    return rf"item_key <> '\x{generation:08x}'"
+    """Return a condition that is true of every item: an item key has 16 bytes, this literal has 4.
+
+    The literal says itself what a backslash means in it, which a role may set otherwise.
+    """
+    return rf"item_key <> E'\\x{generation:08x}'"
 
 
 async def create_chunks(connection: AsyncConnection, index_id: UUID) -> None:
@@ -126,12 +131,10 @@ async def _detach(connection: AsyncConnection, table: str, partition: str) -> bo
     how = "FINALIZE" if is_pending else "CONCURRENTLY"
     try:
         await connection.exec_driver_sql(f"ALTER TABLE {table} DETACH PARTITION {partition} {how}")
-    except DBAPIError as error:
+    except (DBAPIError, errors.Unavailable) as error:
         # PostgreSQL detaches one partition of a table at a time; whoever drops the next will see to
         # this one.
-        if isinstance(
-            error.orig, pg.ObjectNotInPrerequisiteState | pg.UndefinedTable | pg.LockNotAvailable
-        ):
+        if isinstance(getattr(error, "orig", error.__cause__), _SOMEBODY_ELSE):
             return False
         raise
     return True

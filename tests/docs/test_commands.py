@@ -19,7 +19,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from app.server.postgres import _bin_dir
+from app.server.programs import bin_dir
 from tests.service.conftest import Service
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -55,7 +55,7 @@ def place(service: Service, tmp_path: Path) -> Iterator[dict[str, str]]:
             for name, value in os.environ.items()
             if not name.startswith(("SEALDEX_", "DATABASE_"))
         },
-        "PATH": f"{programs}:{_bin_dir()}:{os.environ['PATH']}",
+        "PATH": f"{programs}:{bin_dir()}:{os.environ['PATH']}",
         "PYTHONPATH": str(DOCS.parent),
         "DATABASE_URL": service.dsn,
         "SEALDEX_URL": service.url,

@@ -17,8 +17,8 @@ from app.store import chunks
 from app.store.chunks import Change, ChunkRow, Known, LayoutRow
 from app.store.indexes import StaleIndex
 from app.store.pg.engine import driver
+from app.store.pg.pool import Pool
 from app.store.pg.round_trip import RoundTrip
-from app.store.pg.scan_pool import ScanPool
 from app.store.tables import chunk_partition_name, partition_name
 
 NOTHING = Known()
@@ -72,7 +72,7 @@ async def write(engine: AsyncEngine, index_id: UUID, *some: ChunkRow, remembered
     return epoch
 
 
-async def news(pool: ScanPool, index_id: UUID, known: Known = NOTHING) -> chunks.News:
+async def news(pool: Pool, index_id: UUID, known: Known = NOTHING) -> chunks.News:
     async with pool.lend() as raw, RoundTrip(raw) as trip:
         trip.execute(chunks.READ_SETTINGS)
         answer = chunks.ask_news(trip, index_id, known)
@@ -80,7 +80,7 @@ async def news(pool: ScanPool, index_id: UUID, known: Known = NOTHING) -> chunks
 
 
 async def test_news_tell_layout_pages_and_fresh_chunks(
-    engine: AsyncEngine, pool: ScanPool, index_id: UUID
+    engine: AsyncEngine, pool: Pool, index_id: UUID
 ) -> None:
     page, first, second = chunk(5_000), chunk(), chunk(100_000)
     layout = FIRST._replace(version=2, generation=3, encoder_version=4, pages=[page.name])
@@ -96,7 +96,7 @@ async def test_news_tell_layout_pages_and_fresh_chunks(
 
 
 async def test_news_leave_out_what_is_known(
-    engine: AsyncEngine, pool: ScanPool, index_id: UUID
+    engine: AsyncEngine, pool: Pool, index_id: UUID
 ) -> None:
     pages, old, new = [chunk(), chunk()], chunk(), chunk()
     layout = FIRST._replace(version=2, pages=names(pages))
@@ -113,7 +113,7 @@ async def test_news_leave_out_what_is_known(
 
 
 async def test_an_index_without_layout_is_stale(
-    engine: AsyncEngine, pool: ScanPool, index_id: UUID
+    engine: AsyncEngine, pool: Pool, index_id: UUID
 ) -> None:
     async with transaction(engine) as raw:
         await raw.execute("DELETE FROM layouts")
@@ -144,7 +144,7 @@ async def merge(
 
 
 async def test_what_a_merge_has_seen_is_fresh_no_longer(
-    engine: AsyncEngine, pool: ScanPool, index_id: UUID
+    engine: AsyncEngine, pool: Pool, index_id: UUID
 ) -> None:
     old, new = chunk(), chunk()
     assert await write(engine, index_id, old) == 1
@@ -156,7 +156,7 @@ async def test_what_a_merge_has_seen_is_fresh_no_longer(
 
 
 async def test_a_layout_passes_over_an_epoch_when_its_writers_have_ended(
-    engine: AsyncEngine, pool: ScanPool, index_id: UUID
+    engine: AsyncEngine, pool: Pool, index_id: UUID
 ) -> None:
     late = chunk()
     async with transaction(engine) as raw:
@@ -173,7 +173,7 @@ async def test_a_layout_passes_over_an_epoch_when_its_writers_have_ended(
 
 
 async def test_a_writer_that_remembers_a_closed_epoch_takes_the_one_that_is_open(
-    engine: AsyncEngine, pool: ScanPool, index_id: UUID
+    engine: AsyncEngine, pool: Pool, index_id: UUID
 ) -> None:
     await merge(engine, index_id)
     await merge(engine, index_id)
@@ -204,7 +204,7 @@ async def test_an_epoch_that_closes_between_lock_and_look_is_not_written_to(
 
 
 async def test_a_carried_chunk_stays_fresh_in_the_epoch_that_opens(
-    engine: AsyncEngine, pool: ScanPool, index_id: UUID
+    engine: AsyncEngine, pool: Pool, index_id: UUID
 ) -> None:
     large, small = chunk(70_000), chunk()
     await write(engine, index_id, large, small)
@@ -280,9 +280,7 @@ async def test_tags_are_those_of_the_rows(engine: AsyncEngine, index_id: UUID) -
     assert found == dict(zip(keys, (-(2**63), 7, None), strict=True))
 
 
-async def test_rows_come_with_their_tags(
-    engine: AsyncEngine, pool: ScanPool, index_id: UUID
-) -> None:
+async def test_rows_come_with_their_tags(engine: AsyncEngine, pool: Pool, index_id: UUID) -> None:
     key, missing = secrets.token_bytes(16), secrets.token_bytes(16)
     async with transaction(engine) as raw:
         await raw.execute(
@@ -299,7 +297,7 @@ async def test_rows_come_with_their_tags(
 
 
 async def test_chunks_that_are_gone_are_left_out(
-    engine: AsyncEngine, pool: ScanPool, index_id: UUID
+    engine: AsyncEngine, pool: Pool, index_id: UUID
 ) -> None:
     there = chunk()
     await write(engine, index_id, there)
