@@ -138,11 +138,7 @@ class NewsAnswer:
         """Return the news. Raises `StaleIndex` when the index has no layout, because it is gone."""
         if not self._answer.rows:
             raise StaleIndex
-        row = self._answer.one()
-        layout = LayoutRow._make((*row[:5], _names(row[5]), row[6] or b""))
-        n_packed = len(_PACKED)
-        fresh, packed_chunks, packed_pages = row[7], row[8 : 8 + n_packed], row[8 + n_packed :]
-        return News(layout, _names(fresh), _chunk_rows(*packed_chunks), _chunk_rows(*packed_pages))
+        return _news(self._answer.one())
 
 
 class ChunksAnswer:
@@ -172,27 +168,7 @@ class RowsAnswer:
 
 def ask_news(trip: RoundTrip, index_id: UUID, known: Known) -> NewsAnswer:
     """Ask for the layout, for the names of all fresh chunks, and for what is not `known`."""
-    table = chunk_partition_name(index_id)
-    statement = f"""
-        SELECT version, layout.generation, layout.encoder_version, open_epoch, first_epoch,
-            CASE WHEN is_new THEN (SELECT string_agg(page, '') FROM unnest(pages) AS page) END,
-            CASE WHEN is_new THEN sealed_root END, fresh.*, page.*
-        FROM (SELECT *, version <> %s AS is_new FROM ({_NEWEST}) AS newest) AS layout
-        CROSS JOIN LATERAL (
-            SELECT string_agg(name, ''), {_packed("is_new")}
-            FROM (
-                SELECT *, name <> ALL (%s) AS is_new FROM {table}
-                WHERE index_id = %s AND epoch >= first_epoch
-            ) AS chunk
-        ) AS fresh
-        LEFT JOIN LATERAL (
-            SELECT {_packed()} FROM {table}
-            WHERE index_id = %s AND name = ANY (layout.pages) AND name <> ALL (%s)
-        ) AS page ON is_new
-        """
-    fresh, pages = Names(known.fresh), Names(known.pages)
-    values = (known.version, index_id, fresh, index_id, index_id, pages)
-    return NewsAnswer(trip.execute(statement, values))
+    return NewsAnswer(trip.execute(*_ask(index_id, known)))
 
 
 def ask_chunks(trip: RoundTrip, index_id: UUID, names: Sequence[bytes]) -> ChunksAnswer:
@@ -269,14 +245,25 @@ async def own_layout(raw: Raw, index_id: UUID) -> bool:
     return bool(await _one(raw, "SELECT pg_try_advisory_xact_lock(%s)", lock))
 
 
-async def fresh(raw: Raw, index_id: UUID, layout: LayoutRow) -> list[ChunkRow]:
-    """Return all fresh chunks that the transaction sees."""
-    return await _chunks(raw, index_id, "epoch >= %s", layout.first_epoch)
+async def news(raw: Raw, index_id: UUID, known: Known) -> News:
+    """Return what `ask_news` asks for, as the transaction sees it. Raises `StaleIndex`."""
+    cursor = await raw.execute(*_ask(index_id, known))
+    row = await cursor.fetchone()
+    if row is None:
+        raise StaleIndex
+    return _news(row)
 
 
 async def by_names(raw: Raw, index_id: UUID, names: Sequence[bytes]) -> list[ChunkRow]:
     """Return the chunks called `names`."""
-    return await _chunks(raw, index_id, "name = ANY (%s)", Names(names))
+    cursor = await raw.execute(
+        f"""
+        SELECT name, generation, encoder_version, sealed_entries
+        FROM {chunk_partition_name(index_id)} WHERE index_id = %s AND name = ANY (%s)
+        """,
+        (index_id, Names(names)),
+    )
+    return [ChunkRow(*row) for row in await cursor.fetchall()]
 
 
 async def tags(raw: Raw, index_id: UUID, item_keys: Sequence[bytes]) -> dict[bytes, int | None]:
@@ -334,17 +321,6 @@ async def sweep(raw: Raw, index_id: UUID) -> None:
     )
 
 
-async def _chunks(raw: Raw, index_id: UUID, condition: str, value: Any) -> list[ChunkRow]:
-    cursor = await raw.execute(
-        f"""
-        SELECT name, generation, encoder_version, sealed_entries
-        FROM {chunk_partition_name(index_id)} WHERE index_id = %s AND {condition}
-        """,
-        (index_id, value),
-    )
-    return [ChunkRow(*row) for row in await cursor.fetchall()]
-
-
 async def _insert(raw: Raw, index_id: UUID, epoch: int | None, chunks: Sequence[ChunkRow]) -> None:
     for part in _portions(chunks):
         names, generations, versions, sealed = map(list, zip(*part, strict=True))
@@ -367,6 +343,38 @@ def _portions(chunks: Sequence[ChunkRow]) -> Iterator[Sequence[ChunkRow]]:
         if n_bytes >= _INSERT_BYTES or number == len(chunks):
             yield chunks[start:number]
             start, n_bytes = number, 0
+
+
+def _ask(index_id: UUID, known: Known) -> tuple[str, tuple[Any, ...]]:
+    """Return the statement that asks for news, and its parameters."""
+    table = chunk_partition_name(index_id)
+    statement = f"""
+        SELECT version, layout.generation, layout.encoder_version, open_epoch, first_epoch,
+            CASE WHEN is_new THEN (SELECT string_agg(page, '') FROM unnest(pages) AS page) END,
+            CASE WHEN is_new THEN sealed_root END, fresh.*, page.*
+        FROM (SELECT *, version <> %s AS is_new FROM ({_NEWEST}) AS newest) AS layout
+        CROSS JOIN LATERAL (
+            SELECT string_agg(name, ''), {_packed("is_new")}
+            FROM (
+                SELECT *, name <> ALL (%s) AS is_new FROM {table}
+                WHERE index_id = %s AND epoch >= first_epoch
+            ) AS chunk
+        ) AS fresh
+        LEFT JOIN LATERAL (
+            SELECT {_packed()} FROM {table}
+            WHERE index_id = %s AND name = ANY (layout.pages) AND name <> ALL (%s)
+        ) AS page ON is_new
+        """
+    fresh, pages = Names(known.fresh), Names(known.pages)
+    return statement, (known.version, index_id, fresh, index_id, index_id, pages)
+
+
+def _news(row: Sequence[Any]) -> News:
+    """Return what a row of the statement tells."""
+    layout = LayoutRow._make((*row[:5], _names(row[5]), row[6] or b""))
+    n_packed = len(_PACKED)
+    fresh, packed_chunks, packed_pages = row[7], row[8 : 8 + n_packed], row[8 + n_packed :]
+    return News(layout, _names(fresh), _chunk_rows(*packed_chunks), _chunk_rows(*packed_pages))
 
 
 async def _one(raw: Raw, statement: str, value: Any) -> Any:

@@ -132,7 +132,7 @@ async def merge(
         first = await chunks.first_epoch_in_use(raw, index_id, layout)
     async with transaction(engine, "REPEATABLE READ") as raw:
         assert await chunks.own_layout(raw, index_id)
-        seen = [one for one in await chunks.fresh(raw, index_id, layout) if one != carried]
+        seen = [one for one in (await chunks.news(raw, index_id, NOTHING)).chunks if one != carried]
         made = layout._replace(
             version=layout.version + 1, open_epoch=layout.open_epoch + 1, first_epoch=first
         )

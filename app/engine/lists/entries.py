@@ -4,7 +4,7 @@ An entry counts only if its tag is that of the item's row. It says where the ite
 sketch (`sketching`), or exactly where there is room for the point itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ RECORD = np.dtype(f"V{FIELDS.itemsize}")
 Records = NDArray[np.void]
 Lists = NDArray[np.int32]
 Words = NDArray[np.uint64]
-Rows = NDArray[np.intp] | slice
+Rows = NDArray[np.intp] | NDArray[np.bool_] | slice
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,3 +65,26 @@ def joined(parts: Sequence[Entries]) -> Entries:
         np.concatenate([part.lists for part in parts]),
         np.concatenate([part.codes for part in parts]),
     )
+
+
+def by_codes(parts: Iterable[Entries]) -> list[Entries]:
+    """Return the entries of all `parts`, together as far as they have the same kind of codes."""
+    kinds: dict[np.dtype[Any], list[Entries]] = {}
+    for part in parts:
+        if len(part):
+            kinds.setdefault(part.codes.dtype, []).append(part)
+    return [joined(kind) for kind in kinds.values()]
+
+
+def by_lists(entries: Entries) -> Iterator[tuple[int, Entries]]:
+    """Yield each list that `entries` are in, with its entries."""
+    order = np.argsort(entries.lists, kind="stable")
+    numbers, starts = np.unique(entries.lists[order], return_index=True)
+    for number, rows in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
+        yield number, entries[rows]
+
+
+def keys(entries: Entries) -> list[bytes]:
+    """Return the item key of each entry."""
+    found: list[bytes] = fields(entries.records)["item_key"].tolist()
+    return found

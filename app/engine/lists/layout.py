@@ -1,8 +1,9 @@
 """A layout as a worker knows it: the centroids of the lists, and the chunks of each list."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from app.engine.lists.sketching import Sketcher
 from app.engine.lists.space import Space
 from app.errors import DataCorrupted
 from app.store.chunks import ChunkRow, LayoutRow, News
+from app.store.indexes import StaleIndex
 
 Page = Sequence[Sequence[Reference]]
 
@@ -77,14 +79,16 @@ class Layout:
 
 
 def read(sealing: Sealing, encoding: Encoding, news: News, before: Layout | None) -> Layout:
-    """Return the layout that `news` tell, where `before` is known. Raises `DataCorrupted`.
+    """Return the layout that `news` tell, where `before`, of the same generation, is known.
 
-    What has not changed is taken over.
+    What has not changed is taken over. Raises `DataCorrupted`, and `StaleIndex` for news of another
+    generation or encoder than `sealing` is for.
     """
-    if before is not None and news.layout.version == before.row.version:
+    row = news.layout
+    if (row.generation, row.encoder_version) != (sealing.generation, sealing.encoder_version):
+        raise StaleIndex
+    if before is not None and row.version == before.row.version:
         return before
-    if before is not None and before.row.generation != news.layout.generation:
-        before = None
     root = sealing.open_root(news.layout)
     rows = {row.name: row for row in news.pages}
     known = {} if before is None else before.pages
@@ -97,6 +101,59 @@ def read(sealing: Sealing, encoding: Encoding, news: News, before: Layout | None
     else:
         geometry = encoding.geometry(_centroids(sealing, root, rows))
     return Layout(news.layout, root, geometry, pages)
+
+
+class Rewritten(NamedTuple):
+    """The row and the pages that a change of some lists makes, and what is not used then."""
+
+    row: LayoutRow
+    pages: Sequence[ChunkRow]
+    retired: Sequence[bytes]
+
+
+def rewritten(
+    sealing: Sealing, layout: Layout, row: LayoutRow, lists: Mapping[int, Sequence[Reference]]
+) -> Rewritten:
+    """Return the layout in which `lists` have other chunks, told by the numbers of `row`."""
+    names, pages = list(layout.root.directory), []
+    for number in sorted({each // LISTS_A_PAGE for each in lists}):
+        first = number * LISTS_A_PAGE
+        content = [
+            lists.get(first + place, chunks)
+            for place, chunks in enumerate(layout.pages[names[number]])
+        ]
+        page = sealing.page(Kind.DIRECTORY, layout_format.directory_page(first, content))
+        names[number] = page.name
+        pages.append(page)
+    root = replace(layout.root, directory=names)
+    retired = set(layout.root.directory) - set(names)
+    return Rewritten(_with_root(sealing, row, root), pages, list(retired))
+
+
+def first(
+    sealing: Sealing, row: LayoutRow, lists: Sequence[Sequence[Reference]], points: Matrix | None
+) -> Rewritten:
+    """Return a layout of `lists` with centroids `points` (k, d), None for one at the origin."""
+    directory = [
+        sealing.page(
+            Kind.DIRECTORY, layout_format.directory_page(start, lists[start : start + LISTS_A_PAGE])
+        )
+        for start in range(0, len(lists), LISTS_A_PAGE)
+    ]
+    centroids = [
+        sealing.page(Kind.CENTROIDS, page)
+        for page in ([] if points is None else layout_format.centroid_pages(points))
+    ]
+    dimension = 0 if points is None else points.shape[1]
+    root = Root(
+        len(lists), dimension, [page.name for page in directory], [page.name for page in centroids]
+    )
+    return Rewritten(_with_root(sealing, row, root), [*directory, *centroids], [])
+
+
+def _with_root(sealing: Sealing, row: LayoutRow, root: Root) -> LayoutRow:
+    pages = [*root.directory, *root.centroids]
+    return row._replace(pages=pages, sealed_root=sealing.root(row, root))
 
 
 def _directory_page(
