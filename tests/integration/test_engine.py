@@ -23,8 +23,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app import errors
 from app.domain import Caller, IndexAccess, Item, NewIndex, Query
+from app.server.accounts import SYSTEM_USER
 from app.services.context import ServiceContext
 from app.settings import Settings
+from app.store import server
 from app.store.pg.adapters import VarBit
 from app.store.pg.connection import Connection
 from app.store.pg.dsn import database_url
@@ -211,7 +213,7 @@ def pgbouncer_dsn(database_dsn: str, tmp_path: Path) -> Iterator[str]:
         "pool_mode = transaction\ndefault_pool_size = 1\nmax_client_conn = 50\n"
     )
     # PgBouncer does not run as root; the server's own user can open its socket.
-    as_user = ["-u", "pgserver"] if os.geteuid() == 0 else ["-u", getpass.getuser()]
+    as_user = ["-u", SYSTEM_USER] if os.geteuid() == 0 else ["-u", getpass.getuser()]
     with subprocess.Popen([program, "-q", *as_user, str(tmp_path / "pgbouncer.ini")]) as process:
         _wait_for(port)
         yield f"postgresql://{url.username}@127.0.0.1:{port}/{name}"
@@ -226,6 +228,16 @@ def _wait_for(port: int) -> None:
             time.sleep(0.05)
         else:
             return
+
+
+async def test_behind_a_pooler_its_own_connections_are_not_counted(
+    settings: Settings, pgbouncer_dsn: str
+) -> None:
+    async with (
+        engine_of(settings, pgbouncer_dsn, prepare_threshold=-1) as engine,
+        engine.connect() as connection,
+    ):
+        assert await server.connection_shortage(connection, 1_000_000) is None
 
 
 async def test_behind_a_transaction_pooler_each_transaction_has_its_timeout(

@@ -114,6 +114,8 @@ def arguments(settings: Settings, dsn: str) -> dict[str, Any]:
     return {
         **{name: value for name, value in _KEEPALIVES.items() if name not in given},
         "application_name": "sealdex",
+        # Else the encoding is that of the database, which may be SQL_ASCII.
+        "client_encoding": "utf8",
         "connect_timeout": _CONNECT_TIMEOUT_S,
         "prepare_threshold": threshold if threshold >= 0 else None,
         "cursor_factory": BinaryCursor,
