@@ -143,7 +143,8 @@ def seal(batch: Batch, opened: KeyedIndex, shape: Shape) -> SealedBatch:
     sealer = _BatchSealer(batch, opened, shape)
     # In pieces: what is sealed and the rows made of it need not be there all at once.
     pieces = [
-        item_keys[start : start + SEALED_AT_A_TIME] for start in range(0, len(item_keys), SEALED_AT_A_TIME)
+        item_keys[start : start + SEALED_AT_A_TIME]
+        for start in range(0, len(item_keys), SEALED_AT_A_TIME)
     ]
     rows = [
         copy_rows.rows(

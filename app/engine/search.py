@@ -66,9 +66,7 @@ class Searcher:
         if where is None:
             scan = await computed(cost_us, lambda: kind.scan(wanted, self._connections))
             return Search(wanted, scan)
-        filtered = await computed(
-            cost_us, lambda: kind.filtered(wanted, where, self._connections)
-        )
+        filtered = await computed(cost_us, lambda: kind.filtered(wanted, where, self._connections))
         return FilteredSearch(wanted, filtered, Matches(wanted.keyed, where, self._timeout_ms))
 
     @asynccontextmanager

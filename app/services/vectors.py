@@ -119,9 +119,7 @@ class VectorService:
         return plan.ask(use.keyed, query, top_k, self._settings.target_recall)
 
     @on_index(needs=Permission.READ)
-    async def get(
-        self, use: Use, ids: Sequence[str], include: frozenset[str]
-    ) -> list[StoredItem]:
+    async def get(self, use: Use, ids: Sequence[str], include: frozenset[str]) -> list[StoredItem]:
         """Return the stored items among `ids`, in the order asked for and as often."""
         item_keys = tokens.item_keys(use.keyed.keys.blind_key, ids)
         async with use.transaction() as connection:

@@ -117,9 +117,7 @@ def by_lists(table: Table, clauses: Clauses | None, most: int) -> str:
     """
     where = f"{table.in_lists} AND {clauses_met(clauses or ())}"
     part, group = packed_rows.in_parts(table.dimension, most)
-    columns = packed_rows.candidates(
-        "hamming >= query.nearest", with_metadata=clauses is not None
-    )
+    columns = packed_rows.candidates("hamming >= query.nearest", with_metadata=clauses is not None)
     return for_each(
         f"""
         SELECT {columns}, string_agg(int4send(hamming::integer), '') FROM (

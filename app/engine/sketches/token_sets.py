@@ -51,9 +51,7 @@ class TokenSet:
         if limit < len(hammings):
             rows = np.argpartition(hammings, limit - 1)[:limit]
         rows = rows[np.argsort(hammings[rows], kind="stable")]
-        return Places(
-            self._item_keys[rows].tolist(), self._places[rows].tolist(), hammings[rows]
-        )
+        return Places(self._item_keys[rows].tolist(), self._places[rows].tolist(), hammings[rows])
 
 
 class TokenSets:
