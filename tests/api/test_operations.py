@@ -49,7 +49,7 @@ async def test_a_scrape_shows_requests_stages_pool_and_indexes(service: Serve) -
     before = ("dispatch", "receive", "parse", "unwrap", "wait", "pool")
     for stage in (*before, "sketch", "sql", "seal", "open", "rerank", "encode", "other"):
         assert samples["sealdex_stage_duration_seconds_count", (stage,)] >= 1
-    assert samples["sealdex_pool_connections_max", ()] == 8
+    assert samples["sealdex_pool_connections_max", ()] == 4
     # The scrape itself has none: it has been given back by then.
     assert samples["sealdex_pool_connections_in_use", ()] == 0
     assert samples["sealdex_database_up", ()] == 1
