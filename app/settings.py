@@ -96,6 +96,11 @@ class Settings:
     max_batch_items: _Positive = 100_000
     max_top_k: _Positive = 10_000
     max_requests_in_work: _Positive = 64
+    max_connections: _Positive = 1_000
+    max_connections_per_address: _Positive = 250
+    max_pipelined_requests: _Positive = 16
+    max_head_bytes: Annotated[int, Meta(ge=1_024)] = 64 * 1024
+    idle_timeout_s: Annotated[float, Meta(gt=0, lt=1e6)] = 75.0
     receive_timeout_s: Annotated[float, Meta(gt=0, lt=1e6)] = 30.0
     rate_limit_per_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
     rate_limit_burst: _Positive = 100
