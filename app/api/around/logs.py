@@ -9,7 +9,7 @@ from litestar.logging import LoggingConfig
 from litestar.types import Logger, Scope
 
 from app.api.around.errors import UNLOGGED
-from app.api.around.middleware import request_id
+from app.api.around.headers import request_id
 from app.observe.stages import current
 from app.settings import LogFormat, Settings
 
