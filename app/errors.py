@@ -1,24 +1,24 @@
 """Every error raised on purpose.
 
 AppError
-├── InvalidInput        the request is well formed but cannot be honoured
-├── InvalidBody         the body does not fit the schema; carries the list of problems
-├── ApiKeyRejected      the X-API-Key header is missing or wrong
-├── KeyRejected         the index key is missing or does not unwrap the index
-├── Forbidden           a valid caller without the right
-├── NotFound            no such index or item
-├── Conflict            the name is taken
-├── TooLarge            the body is above the limit
-├── TooSlow             the body does not come in time
-├── Incomplete          the client went away before its body was complete
-├── Overloaded          too many requests in work; try again later
-├── RateLimited         this key has sent too many requests; try again later
-├── Unavailable         the database does not answer
-├── ModelUnavailable    the embedding model of the index cannot be loaded
-└── DataCorrupted       a stored value does not open
-TrainingFailed          a training came to a bad end; `train` answers it with 200 and the reason
-└── TrainingRefused     no training can do what was asked for
-ConfigurationError      the service cannot start with these settings or this database
+├── InvalidInput          the request is well formed but cannot be honoured
+├── InvalidBody           the body does not fit the schema; carries the list of problems
+├── ApiKeyRejected        the X-API-Key header is missing or wrong
+├── KeyRejected           the index key is missing or does not unwrap the index
+├── Forbidden             a valid caller without the right
+├── NotFound              no such index or item
+├── Conflict              the name is taken
+├── TooLarge              the body is above the limit
+├── TooSlow               the body does not come in time
+├── Incomplete            the client went away before its body was complete
+├── Overloaded            too many requests in work; try again later
+│   ├── RateLimited       this key has sent too many requests
+│   ├── Unavailable       the database does not answer
+│   └── ModelUnavailable  the embedding model of the index cannot be loaded
+└── DataCorrupted         a stored value does not open
+TrainingFailed            a training came to a bad end; `train` answers it with 200 and the reason
+└── TrainingRefused       no training can do what was asked for
+ConfigurationError        the service cannot start with these settings or this database
 
 A message is written for the caller: no key, no plaintext, no SQL.
 """

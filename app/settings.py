@@ -38,6 +38,10 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
 }
 
 
+# Beside its pool, a worker has a connection for trainings.
+_OF_TRAININGS = 1
+
+
 class LogFormat(StrEnum):
     """How a line of the log looks: an object for machines, or text for people."""
 
@@ -135,6 +139,14 @@ class Settings:
     max_loaded_models: _Positive = 2
     max_queued_texts: _Positive = 4096
     embedding_threads: _Natural = 0
+
+    def n_workers(self) -> int:
+        """Return how many worker processes there are."""
+        return self.workers or len(os.sched_getaffinity(0))
+
+    def n_connections(self) -> int:
+        """Return how many connections to the database all workers may have at a time."""
+        return self.n_workers() * (self.pool_size + _OF_TRAININGS)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Self:

@@ -14,10 +14,8 @@ from sqlalchemy.sql.schema import SchemaItem
 
 from app.store import tables
 from app.store.pg.dsn import database_url
+from app.store.schema import MIGRATION_LOCK, VERSION_TABLE
 
-# Any number, as long as nothing else in the database locks the same one: the ASCII codes of
-# "sealdex".
-_ADVISORY_LOCK = 0x7365616C646578
 _LOCK_TIMEOUT = "10s"
 _STATEMENT_TIMEOUT = "15min"
 
@@ -47,12 +45,13 @@ def migrate(connection: sa.Connection) -> None:
     context.configure(
         connection=connection,
         target_metadata=tables.metadata,
+        version_table=VERSION_TABLE,
         include_object=include_object,
         compare_server_default=True,
     )
     with context.begin_transaction():
         # Before the timeouts: waiting for another service that migrates is no failure.
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
         connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
         connection.execute(sa.text(f"SET LOCAL statement_timeout = '{_STATEMENT_TIMEOUT}'"))
         context.run_migrations()
@@ -65,7 +64,10 @@ def main() -> None:
         migrate(connection)
         return
     engine = sa.create_engine(
-        database_url(os.environ["DATABASE_URL"]), poolclass=NullPool, hide_parameters=True
+        database_url(os.environ["DATABASE_URL"]),
+        poolclass=NullPool,
+        hide_parameters=True,
+        connect_args={"client_encoding": "utf8"},
     )
     with engine.connect() as own_connection:
         migrate(own_connection)

@@ -104,6 +104,14 @@ async def connection(template_dsn: str) -> AsyncIterator[AsyncConnection]:
     await engine.dispose()
 
 
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A directory like `tmp_path` that every user may pass, as the server of a service of root must."""
+    with tempfile.TemporaryDirectory(prefix="sealdex-test-") as directory:
+        Path(directory).chmod(0o711)
+        yield Path(directory)
+
+
 @contextmanager
 def new_database(server_dsn: str, template: str) -> Iterator[str]:
     """Create a database from a template, give its address, drop it."""

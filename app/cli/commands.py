@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
-from app.cli import audit, backup, show, status, transfer
+from app.cli import audit, backup, export_items, import_items, show, status, train
 from app.cli.output import print_json
 from app.configuration import Configuration
 from app.errors import ConfigurationError
@@ -24,6 +24,7 @@ _KEY_BYTES = 32
 Command: TypeAlias = Callable[[argparse.Namespace, Configuration], int]
 # What add_subparsers returns has no public name.
 _Commands: TypeAlias = Any
+_Parser: TypeAlias = argparse.ArgumentParser
 
 # Options that stand for a setting, by field.
 _SETTINGS = ("host", "port", "workers", "migrate", "data_dir")
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> _Parser:
     parser = argparse.ArgumentParser(
         prog="sealdex",
         description="Encrypted vector indexes on PostgreSQL and pgvector. "
@@ -54,121 +55,120 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sealdex {version('sealdex')}")
     commands = parser.add_subparsers(dest="command", required=True)
-    _add_service(commands)
+    _add_serve(commands)
+    _add_setup(commands)
     _add_looks(commands)
-    _add_transfer(commands)
+    _add_audit(commands)
+    _add_backup_check(commands)
+    _add_train(commands)
+    _add_import(commands)
+    _add_export(commands)
     return parser
 
 
 def _add(
     commands: _Commands, name: str, summary: str, run: Command, *, json: bool = True
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
+) -> _Parser:
+    parser: _Parser = commands.add_parser(name, help=summary, description=summary)
     parser.set_defaults(run=run)
     if json:
         parser.add_argument("--json", action="store_true", help="print one JSON document")
     return parser
 
 
-def _add_service(commands: _Commands) -> None:
+def _add_data_dir(*parsers: _Parser) -> None:
+    for parser in parsers:
+        parser.add_argument(
+            "--data-dir", help="directory of the embedded database (SEALDEX_DATA_DIR)"
+        )
+
+
+def _add_serve(commands: _Commands) -> None:
     start = _add(commands, "serve", "start the service", _serve, json=False)
     start.add_argument("--host", help="address to listen on (HOST, default 127.0.0.1)")
     start.add_argument("--port", help="port to listen on (PORT, default 8000)")
     start.add_argument("--workers", help="worker processes (SEALDEX_WORKERS, default one a core)")
-    start.add_argument(
-        "--migrate",
-        action="store_const",
-        const="true",
-        help="migrate the schema first (SEALDEX_MIGRATE)",
-    )
-    migrate = _add(
-        commands, "migrate", "create the schema, or bring it to the newest revision", _migrate
-    )
-    config = _add(
-        commands, "config", "print the effective settings and where each came from", show.config
-    )
-    for command in (start, migrate, config):
-        command.add_argument(
-            "--data-dir", help="directory of the embedded database (SEALDEX_DATA_DIR)"
-        )
+    help_text = "migrate the schema first (SEALDEX_MIGRATE)"
+    start.add_argument("--migrate", action="store_const", const="true", help=help_text)
+    _add_data_dir(start)
+
+
+def _add_setup(commands: _Commands) -> None:
+    summary = "create the schema, or bring it to the newest revision"
+    migrate = _add(commands, "migrate", summary, _migrate)
+    summary = "print the effective settings and where each came from"
+    config = _add(commands, "config", summary, show.config)
+    _add_data_dir(migrate, config)
     _add(commands, "keygen", "print a new key: 64 hexadecimal digits", _keygen)
 
 
 def _add_looks(commands: _Commands) -> None:
-    looks = [
-        _add(commands, "status", "list the indexes: sizes, lists, recall, training", status.status),
-        _add(
-            commands,
-            "doctor",
-            "look whether the database is as the service needs it",
-            status.doctor,
-        ),
-    ]
+    summary = "list the indexes: sizes, lists, recall, training"
+    overview = _add(commands, "status", summary, status.status)
+    summary = "look whether the database is as the service needs it"
+    doctor = _add(commands, "doctor", summary, status.doctor)
+    _add_data_dir(overview, doctor)
+
+
+def _add_audit(commands: _Commands) -> None:
     log = commands.add_parser("audit", help="the audit log").add_subparsers(
         dest="audit_command", required=True
     )
-    verify = _add(
-        log, "verify", "report what was changed in or removed from the audit log", audit.verify
-    )
-    verify.add_argument(
-        "--save", metavar="FILE", help="keep the ends of the chains in a file, outside the database"
-    )
+    summary = "report what was changed in or removed from the audit log"
+    verify = _add(log, "verify", summary, audit.verify)
+    help_text = "keep the ends of the chains in a file, outside the database"
+    verify.add_argument("--save", metavar="FILE", help=help_text)
     verify.add_argument("--against", metavar="FILE", help="compare with what --save has kept")
-    drop = _add(log, "drop", "drop the months of the audit log that end before a day", audit.drop)
+    summary = "drop the months of the audit log that end before a day"
+    drop = _add(log, "drop", summary, audit.drop)
     drop.add_argument("--before", metavar="YYYY-MM-DD", required=True)
-    for command in (*looks, verify, drop):
-        command.add_argument(
-            "--data-dir", help="directory of the embedded database (SEALDEX_DATA_DIR)"
-        )
-    check = _add(
-        commands,
-        "backup-check",
-        "prove that a dump or backup holds no canary in plaintext",
-        backup.backup_check,
-    )
-    check.add_argument(
-        "paths", nargs="+", metavar="PATH", help="dumps of any format, or directories"
-    )
-    check.add_argument(
-        "--canaries",
-        metavar="FILE",
-        required=True,
-        help="one a line: texts, or vectors as [1.5, …]",
-    )
+    _add_data_dir(verify, drop)
 
 
-def _add_transfer(commands: _Commands) -> None:
-    train = _add(commands, "train", "train an index, and wait for the end", transfer.train)
-    train.add_argument("index")
-    train.add_argument(
-        "--n-lists", type=int, help="how many lists; none is chosen by the number of items"
-    )
-    load = _add(
-        commands,
-        "import",
-        "store the items of a file; goes on where it was interrupted",
-        transfer.import_items,
-    )
-    load.add_argument("index")
-    load.add_argument("file", help=".jsonl, .npy, .npz or .parquet")
-    load.add_argument(
-        "--ids", metavar="FILE", help="ids for .npy and .npz, one a line; else the row numbers"
-    )
-    load.add_argument("--restart", action="store_true", help="begin with the first item again")
-    save = _add(
-        commands, "export", "write all items of an index as JSON lines", transfer.export_items
-    )
-    save.add_argument("index")
-    save.add_argument(
-        "--output", metavar="FILE", default="-", help="the file to write; - is stdout, the default"
-    )
-    for command in (train, load, save):
-        command.add_argument("--url", help="the service (SEALDEX_URL, else HOST and PORT)")
-        command.add_argument(
-            "--index-key-file",
-            metavar="FILE",
-            help="a file with the index key; else SEALDEX_INDEX_KEY has it",
-        )
+def _add_backup_check(commands: _Commands) -> None:
+    summary = "prove that a dump or backup holds no canary in plaintext"
+    check = _add(commands, "backup-check", summary, backup.backup_check)
+    help_text = "dumps of any format, or directories"
+    check.add_argument("paths", nargs="+", metavar="PATH", help=help_text)
+    help_text = "one a line: texts, or vectors as [1.5, …]"
+    check.add_argument("--canaries", metavar="FILE", required=True, help=help_text)
+
+
+def _add_train(commands: _Commands) -> None:
+    summary = "train an index, and wait for the end"
+    parser = _add(commands, "train", summary, train.train)
+    parser.add_argument("index")
+    help_text = "how many lists; none is chosen by the number of items"
+    parser.add_argument("--n-lists", type=int, help=help_text)
+    _add_access(parser)
+
+
+def _add_import(commands: _Commands) -> None:
+    summary = "store the items of a file; goes on where it was interrupted"
+    parser = _add(commands, "import", summary, import_items.import_items)
+    parser.add_argument("index")
+    parser.add_argument("file", help=".jsonl, .npy, .npz or .parquet")
+    help_text = "ids for .npy and .npz, one a line; else the row numbers"
+    parser.add_argument("--ids", metavar="FILE", help=help_text)
+    help_text = "begin with the first item again"
+    parser.add_argument("--restart", action="store_true", help=help_text)
+    _add_access(parser)
+
+
+def _add_export(commands: _Commands) -> None:
+    summary = "write all items of an index as JSON lines"
+    parser = _add(commands, "export", summary, export_items.export_items)
+    parser.add_argument("index")
+    help_text = "the file to write, for its owner alone; - is stdout, the default"
+    parser.add_argument("--output", metavar="FILE", default="-", help=help_text)
+    _add_access(parser)
+
+
+def _add_access(parser: _Parser) -> None:
+    help_text = "the service (else SEALDEX_URL, HOST and PORT of the environment)"
+    parser.add_argument("--url", help=help_text)
+    help_text = "a file with the index key; else SEALDEX_INDEX_KEY has it"
+    parser.add_argument("--index-key-file", metavar="FILE", help=help_text)
 
 
 def _serve(_: argparse.Namespace, configuration: Configuration) -> int:

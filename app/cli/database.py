@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.errors import AppError, ConfigurationError
+from app.server.data_directory import data_dir_of
 from app.server.postgres import EmbeddedPostgres, running_dsn
 from app.settings import Settings
 from app.store import schema
@@ -24,21 +25,29 @@ def ask(
     *,
     needs_schema: bool = True,
 ) -> Answer:
-    """Return what `question` returns for the service's database; the embedded one is started if it is not running.
+    """Return what `question` returns for the service's database; an embedded one is started.
 
     Raises `ConfigurationError` when the database does not answer, or its schema is not at head and
     `needs_schema`.
     """
-    dsn = settings.database_url or running_dsn(settings.data_dir)
-    with contextlib.ExitStack() as stack:
-        if dsn is None:
-            if not (settings.data_dir / "postgres").is_dir():
-                raise ConfigurationError(
-                    "There is no database: DATABASE_URL is not set, and "
-                    f"SEALDEX_DATA_DIR={str(settings.data_dir)!r} has none"
-                )
-            dsn = stack.enter_context(EmbeddedPostgres(settings.data_dir)).dsn
+    with _dsn(settings) as dsn:
         return asyncio.run(_ask(settings, dsn, question, needs_schema=needs_schema))
+
+
+@contextlib.contextmanager
+def _dsn(settings: Settings) -> Iterator[str]:
+    """Provide the address of the database: the one that is set, or the embedded one's."""
+    data_dir = data_dir_of(settings)
+    if (known := settings.database_url or running_dsn(data_dir)) is not None:
+        yield known
+        return
+    if not (data_dir / "postgres").is_dir():
+        raise ConfigurationError(
+            "There is no database: DATABASE_URL is not set, and the data directory "
+            f"{str(data_dir)!r} has none"
+        )
+    with EmbeddedPostgres(data_dir) as server:
+        yield server.dsn
 
 
 async def _ask(

@@ -11,6 +11,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeRemainingColumn,
@@ -25,22 +26,20 @@ def print_json(document: Any) -> None:
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print columns as wide as their longest text; numbers to the right."""
-    texts = [
-        list(headings),
-        *[["" if value is None else str(value) for value in row] for row in rows],
-    ]
-    widths = [max(len(row[column]) for row in texts) for column in range(len(headings))]
-    is_number = [
-        any(isinstance(row[column], int | float) for row in rows)
-        and not any(isinstance(row[column], str) for row in rows)
-        for column in range(len(headings))
-    ]
-    for row in texts:
-        cells = [
-            text.rjust(width) if right else text.ljust(width)
-            for text, width, right in zip(row, widths, is_number, strict=True)
-        ]
+    values = list(zip(*rows, strict=True)) or [()] * len(headings)
+    columns = [_column(heading, column) for heading, column in zip(headings, values, strict=True)]
+    for cells in zip(*columns, strict=True):
         print("  ".join(cells).rstrip())
+
+
+def _column(heading: str, values: Sequence[object]) -> list[str]:
+    """Return the texts of a column, all as wide as the longest of them."""
+    texts = [heading, *("" if value is None else str(value) for value in values)]
+    width = max(map(len, texts))
+    are_numbers = any(isinstance(value, int | float) for value in values) and not any(
+        isinstance(value, str) for value in values
+    )
+    return [text.rjust(width) if are_numbers else text.ljust(width) for text in texts]
 
 
 def size(n_bytes: float) -> str:
@@ -56,18 +55,19 @@ def size(n_bytes: float) -> str:
 def progress(
     what: str, total: int | None, *, show: bool, start: int = 0
 ) -> Iterator[Callable[[int], None]]:
-    """Show a bar on stderr with rate and time left while the block runs, and give what moves it on."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(show_speed=True),
-        TimeRemainingColumn(),
-    )
-    is_terminal = sys.stderr.isatty()
-    with Progress(
-        *columns, console=Console(stderr=True), disable=not (show and is_terminal), transient=True
-    ) as bar:
+    """Show a bar on stderr while the block runs, and give a function that moves the bar on."""
+    is_shown = show and sys.stderr.isatty()
+    console = Console(stderr=True)
+    with Progress(*_columns(), console=console, disable=not is_shown, transient=True) as bar:
         task = bar.add_task(what, total=total, completed=start)
         yield lambda steps: bar.advance(task, steps)
+
+
+def _columns() -> Iterator[ProgressColumn]:
+    """Yield the parts of a bar: how far, how fast, how long still."""
+    yield SpinnerColumn()
+    yield TextColumn("{task.description}")
+    yield BarColumn()
+    yield MofNCompleteColumn()
+    yield Rate(show_speed=True)
+    yield TimeRemainingColumn()

@@ -1,13 +1,15 @@
 """Files that can be imported: JSONL, npy, npz and, with the extra `parquet`, Parquet.
 
-JSONL has an object a line, with `id` and `vector`, and if it likes `contents` and `metadata`. In
-npz and Parquet these are the names of arrays or columns (`vectors` or `vector`, `ids` or `id`).
-Without ids, as in npy, the number of the row is the id, or a line of the file `--ids`.
+JSONL has an object a line, with `id` and `vector`, and `contents` and `metadata` where an item has
+them. In npz and Parquet these are the names of arrays or columns (`vectors` or `vector`, `ids` or
+`id`). Where ids are missing, as in npy, the number of the row is the id, or a line of the file that
+`--ids` names.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from app.errors import ConfigurationError
 Items = Iterator[dict[str, Any]]
 
 _PARQUET_BATCH = 1000
+_TEXTS = ("contents", "metadata")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +53,19 @@ def open_source(path: Path, ids: str | None) -> Source:
 
 
 def _jsonl(path: Path) -> Source:
-    with path.open("rb") as stream:
-        n_items = sum(1 for line in stream if line.strip())
-
     def items(start: int) -> Items:
-        with path.open("rb") as stream:
-            n_seen = 0
-            for number, line in enumerate(stream, 1):
-                if not line.strip():
-                    continue
-                n_seen += 1
-                if n_seen > start:
-                    yield _item(line, path, number)
+        for number, line in islice(_lines(path), start, None):
+            yield _item(line, path, number)
 
-    return Source(items, n_items)
+    return Source(items, sum(1 for _ in _lines(path)))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines that are not empty, with their numbers."""
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                yield number, line
 
 
 def _item(line: bytes, path: Path, number: int) -> dict[str, Any]:
@@ -86,27 +88,39 @@ def _matrix(vectors: NDArray[Any], ids: Sequence[str] | None, **columns: NDArray
 
     def items(start: int) -> Items:
         for row in range(start, len(vectors)):
-            item: dict[str, Any] = {"id": str(row) if ids is None else str(ids[row])}
-            item["vector"] = np.asarray(vectors[row], np.float32).tolist()
-            for name, column in columns.items():
-                if column[row]:
-                    text = str(column[row])
-                    item[name] = msgspec.json.decode(text) if name == "metadata" else text
-            yield item
+            item_id = str(row) if ids is None else str(ids[row])
+            vector = np.asarray(vectors[row], np.float32).tolist()
+            yield {"id": item_id, "vector": vector, **_texts_of(columns, row)}
 
     return Source(items, len(vectors))
 
 
+def _texts_of(columns: Mapping[str, NDArray[Any]], row: int) -> dict[str, Any]:
+    """Return contents and metadata of a row, where it has them."""
+    texts = {name: str(column[row]) for name, column in columns.items() if column[row]}
+    return {name: _decoded(name, text) for name, text in texts.items()}
+
+
+def _decoded(name: str, value: Any) -> Any:
+    """Return the value of a column; metadata may be written as JSON text."""
+    return msgspec.json.decode(value) if name == "metadata" and isinstance(value, str) else value
+
+
 def _npz(path: Path, ids: Sequence[str] | None) -> Source:
     with np.load(path, allow_pickle=False) as arrays:
-        vectors = next(
-            (arrays[name] for name in ("vectors", "vector", "arr_0") if name in arrays), None
-        )
+        vectors = _first(("vectors", "vector", "arr_0"), arrays)
         if vectors is None:
             raise ConfigurationError(f"{path}: must have an array `vectors`")
-        own_ids = next((arrays[name] for name in ("ids", "id") if name in arrays), None)
-        columns = {name: arrays[name] for name in ("contents", "metadata") if name in arrays}
-    return _matrix(vectors, ids if own_ids is None else own_ids.tolist(), **columns)
+        own_ids = _first(("ids", "id"), arrays)
+        columns = {name: arrays[name] for name in _TEXTS if name in arrays}
+        return _matrix(
+            arrays[vectors], ids if own_ids is None else arrays[own_ids].tolist(), **columns
+        )
+
+
+def _first(wanted: Iterable[str], names: Container[str]) -> str | None:
+    """Return the first of the `wanted` names that is there."""
+    return next((name for name in wanted if name in names), None)
 
 
 def _parquet(path: Path) -> Source:
@@ -115,34 +129,38 @@ def _parquet(path: Path) -> Source:
     from pyarrow import parquet  # noqa: PLC0415  # only there with the extra
 
     file = parquet.ParquetFile(path)
-    names = set(file.schema_arrow.names)
-    vector = next((name for name in ("vector", "vectors", "embedding") if name in names), None)
-    if vector is None:
-        raise ConfigurationError(f"{path}: must have a column `vector`")
-    item_id = next((name for name in ("id", "ids") if name in names), None)
-    columns = {vector: "vector", **({item_id: "id"} if item_id else {})}
-    columns |= {name: name for name in ("contents", "metadata") if name in names}
+    columns = _columns_of(path, file.schema_arrow.names)
 
     def items(start: int) -> Items:
-        row = 0
+        first = 0
         for batch in file.iter_batches(_PARQUET_BATCH, columns=list(columns)):
-            if row + len(batch) <= start:
-                row += len(batch)
-                continue
-            for values in batch.to_pylist():
-                if row >= start:
-                    item = {
-                        name: values[column]
-                        for column, name in columns.items()
-                        if values[column] is not None
-                    }
-                    item["id"] = str(item.get("id", row))
-                    if isinstance(item.get("metadata"), str):
-                        item["metadata"] = msgspec.json.decode(item["metadata"])
-                    yield item
-                row += 1
+            # What lies before the start is not turned into Python's values.
+            part = batch.slice(max(start - first, 0))
+            for row, values in enumerate(part.to_pylist(), first + len(batch) - len(part)):
+                yield _item_of_row(values, columns, row)
+            first += len(batch)
 
     return Source(items, file.metadata.num_rows)
+
+
+def _columns_of(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return the columns to read, with the field of an item that each of them fills."""
+    vector = _first(("vector", "vectors", "embedding"), names)
+    if vector is None:
+        raise ConfigurationError(f"{path}: must have a column `vector`")
+    item_id = _first(("id", "ids"), names)
+    columns = {vector: "vector", **({item_id: "id"} if item_id else {})}
+    return columns | {name: name for name in _TEXTS if name in names}
+
+
+def _item_of_row(values: Mapping[str, Any], columns: Mapping[str, str], row: int) -> dict[str, Any]:
+    """Return the item in a row; its number is the id where the row has none."""
+    item = {
+        name: _decoded(name, values[column])
+        for column, name in columns.items()
+        if values[column] is not None
+    }
+    return {**item, "id": str(item.get("id", row))}
 
 
 def _ids_of(path: str | None) -> list[str] | None:

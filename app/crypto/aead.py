@@ -1,6 +1,6 @@
 """Seal and open single values and whole batches of vectors: AES-256-GCM (NIST SP 800-38D).
 
-    sealed value   version (1) = 0x01 ‖ nonce (12) ‖ ciphertext (as long as the plaintext) ‖ tag (16)
+    sealed value   version (1) = 0x01 ‖ nonce (12) ‖ ciphertext, as long as the plaintext ‖ tag (16)
     of a writer    version (1) = 0x02 ‖ session (32) ‖ nonce (12) ‖ ciphertext ‖ tag (16)
     AAD            index UUID (16) ‖ item key (16) ‖ column label (ASCII)
 
@@ -45,7 +45,7 @@ _SHARD_MASK = N_SHARDS - 1
 
 
 class _Shards(dict[int, AESGCM]):
-    """AES-GCM under each sub-key, set up when first asked for: few queries touch all columns and shards."""
+    """AES-GCM under each sub-key, set up when first asked for: few queries touch all of them."""
 
     def __init__(self, key_material: bytes) -> None:
         super().__init__()
@@ -86,18 +86,12 @@ class Sealer:
         sessions: Sessions | None = None,
         session: bytes = b"",
     ) -> None:
-        """`key_material` is 64 sub-keys of 32 bytes, one after the other; `sessions` opens what writers sealed.
+        """`key_material` is 64 sub-keys of 32 bytes, one after the other.
 
-        With the name of a `session`, `key_material` is that session's one key, and nothing else
-        opens.
+        `sessions` opens what writers sealed. With the name of a `session`, `key_material` is that
+        session's one key, and nothing else opens.
         """
-        if len(key_material) != (KEY_BYTES if session else KEY_MATERIAL_BYTES):
-            raise ValueError(
-                f"a sealer takes {KEY_MATERIAL_BYTES} bytes of key material, one of a session {KEY_BYTES}"
-            )
-        self._shards: Mapping[int, AESGCM] = (
-            _OneShard(key_material) if session else _Shards(key_material)
-        )
+        self._shards = _ciphers(key_material, is_session=bool(session))
         self._header = bytes([SESSION_VERSION]) + session if session else _VERSION
         self._sessions = sessions
         self._aad_prefix = index_id.bytes
@@ -108,14 +102,11 @@ class Sealer:
         return f"Sealer({self._label!r})"
 
     def seal(self, item_key: bytes, plaintext: bytes) -> bytes:
-        """Seal `plaintext` for the row `item_key`: 29 bytes longer (a writer's: 61), different each time."""
+        """Seal `plaintext` for the row `item_key`: 29 bytes more (a writer's 61), always new."""
         nonce = os.urandom(NONCE_BYTES)
         aad = self._aad_prefix + item_key + self._aad_suffix
-        return (
-            self._header
-            + nonce
-            + self._shards[item_key[0] & _SHARD_MASK].encrypt(nonce, plaintext, aad)
-        )
+        ciphertext = self._shards[item_key[0] & _SHARD_MASK].encrypt(nonce, plaintext, aad)
+        return self._header + nonce + ciphertext
 
     def open(self, item_key: bytes, sealed: bytes) -> bytes:
         """Open a value stored in the row `item_key`. Raises `DataCorrupted`."""
@@ -136,7 +127,10 @@ class Sealer:
         ]
 
     def _cipher(self, item_key: bytes, sealed: bytes) -> tuple[AESGCM, int]:
-        """Return the cipher that opens `sealed`, and where the nonce begins. Raises `DataCorrupted`."""
+        """Return the cipher that opens `sealed`, and where its nonce begins.
+
+        Raises `DataCorrupted`.
+        """
         if sealed.startswith(self._header):
             return self._shards[item_key[0] & _SHARD_MASK], len(self._header)
         if (
@@ -161,12 +155,8 @@ class Sealer:
         """Seal each plaintext for its item key, as `seal` does; None stays None."""
         # One call: the system's random numbers cost as much as sealing a short value.
         nonces = os.urandom(NONCE_BYTES * len(item_keys))
-        header, shards, prefix, suffix = (
-            self._header,
-            self._shards,
-            self._aad_prefix,
-            self._aad_suffix,
-        )
+        header, shards = self._header, self._shards
+        prefix, suffix = self._aad_prefix, self._aad_suffix
         sealed: list[bytes | None] = []
         start = 0
         for item_key, plaintext in zip(item_keys, plaintexts, strict=True):
@@ -182,12 +172,11 @@ class Sealer:
         return sealed
 
     def seal_rows(self, item_keys: Sequence[bytes], rows: NDArray[Any]) -> list[bytes]:
-        """Seal each row of `rows` (n, d) for its item key: the numbers one after the other, little-endian."""
+        """Seal each row of `rows` (n, d) for its item key: its numbers in order, little-endian."""
         data = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<")).tobytes()
         width = rows.shape[1] * rows.itemsize
-        return self.seal_all(
-            item_keys, [data[start : start + width] for start in range(0, len(data), width)]
-        )
+        plaintexts = [data[start : start + width] for start in range(0, len(data), width)]
+        return self.seal_all(item_keys, plaintexts)
 
     def open_rows(
         self,
@@ -196,25 +185,33 @@ class Sealer:
         dtype: np.dtype[Any],
         dimension: int,
     ) -> NDArray[Any]:
-        """Open the rows (n, dimension) that `seal_rows` sealed, into one new array. Raises `DataCorrupted`.
+        """Open the rows (n, dimension) that `seal_rows` sealed, into one new array.
+
+        Raises `DataCorrupted`.
+        """
+        rows = np.empty((len(sealed), dimension), dtype.newbyteorder("<"))
+        joined = _joined(sealed, dimension * rows.itemsize + OVERHEAD_BYTES)
+        if joined is None or set(map(len, item_keys)) - {ITEM_KEY_BYTES}:
+            self._open_each(item_keys, sealed, rows)
+        else:
+            self._open_joined(item_keys, joined, rows)
+        return rows
+
+    def _open_joined(self, item_keys: Sequence[bytes], joined: bytes, rows: NDArray[Any]) -> None:
+        """Open values of one length, one after the other in `joined`, into `rows`.
 
         The hot path of a search: each value is decrypted straight into its row, and what is the
         same for all rows is checked or computed before the loop.
         """
-        rows = np.empty((len(sealed), dimension), dtype.newbyteorder("<"))
-        width = dimension * rows.itemsize
-        joined = _joined(sealed, width + OVERHEAD_BYTES)
-        if joined is None or set(map(len, item_keys)) - {ITEM_KEY_BYTES}:
-            return self._open_each(item_keys, sealed, rows)
+        width = rows.shape[1] * rows.itemsize
         step = width + OVERHEAD_BYTES
         if joined[::step].strip(_VERSION):
             raise self._corrupted()
         target = rows.reshape(-1).view(np.uint8).data
         shards, prefix, suffix = self._shards, self._aad_prefix, self._aad_suffix
+        starts, places = range(0, len(joined), step), range(0, len(target), width)
         try:
-            for item_key, start, place in zip(
-                item_keys, range(0, len(joined), step), range(0, len(target), width), strict=True
-            ):
+            for item_key, start, place in zip(item_keys, starts, places, strict=True):
                 body = start + HEADER_BYTES
                 shards[item_key[0] & _SHARD_MASK].decrypt_into(
                     joined[start + 1 : body],
@@ -224,21 +221,29 @@ class Sealer:
                 )
         except InvalidTag as error:
             raise self._corrupted() from error
-        return rows
 
     def _open_each(
         self, item_keys: Sequence[bytes], sealed: Sequence[bytes], rows: NDArray[Any]
-    ) -> NDArray[Any]:
+    ) -> None:
         """Open values of which some were sealed in sessions, and so are longer, into `rows`."""
         for row, item_key, value in zip(rows, item_keys, sealed, strict=True):
             plaintext = self.open(item_key, value)
             if len(plaintext) != row.nbytes:
                 raise self._corrupted()
             row[:] = np.frombuffer(plaintext, row.dtype)
-        return rows
 
     def _corrupted(self) -> DataCorrupted:
         return DataCorrupted(f"a stored value of the column '{self._label}' does not open")
+
+
+def _ciphers(key_material: bytes, *, is_session: bool) -> Mapping[int, AESGCM]:
+    """Return the cipher of each shard: under its sub-key, or under the one key of a session."""
+    if len(key_material) != (KEY_BYTES if is_session else KEY_MATERIAL_BYTES):
+        raise ValueError(
+            f"a sealer takes {KEY_MATERIAL_BYTES} bytes of key material, "
+            f"one of a session {KEY_BYTES}"
+        )
+    return _OneShard(key_material) if is_session else _Shards(key_material)
 
 
 def _joined(values: Sequence[bytes], length: int) -> bytes | None:

@@ -18,5 +18,5 @@ def extract(salt: bytes, key_material: bytes) -> bytes:
 
 
 def expand(key: bytes, label: str, n_bytes: int = 32) -> bytes:
-    """First `n_bytes` of the output of `key` for `label`, RFC 5869 section 2.3. `key` is uniformly random."""
+    """First `n_bytes` of the output for `label`, RFC 5869 section 2.3; `key` is uniform."""
     return HKDFExpand(hashes.SHA256(), n_bytes, LABEL_PREFIX + label.encode("ascii")).derive(key)

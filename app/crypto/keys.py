@@ -1,4 +1,4 @@
-"""The key hierarchy: the client's index key (KEK) wraps the data key (DEK), and the DEK gives all other keys.
+"""The key hierarchy: the client's index key (KEK) wraps the data key (DEK), which gives all others.
 
     wrapped DEK   version (1) = 0x01 ‖ nonce (12) ‖ ciphertext (32) ‖ tag (16)
     AAD           "sealdex/v1/dek" ‖ index UUID (16)
@@ -6,11 +6,11 @@
     DEK ── HKDF-SHA256, salt = index UUID, info = "sealdex/v1/" ‖ label
     ├── contents · metadata · vector · id-seal · encoder     64 sub-keys each, for `aead.Sealer`
     ├── id-blind · tokens · sketch                           32 bytes each
-    └── writer                                               X25519 private key of the index, for `sessions`
+    └── writer                                               X25519 private key, for `sessions`
 
     read key      what HKDF-Extract gives of the DEK: every key above follows from it
-    write key     X25519 public key (32) ‖ id-blind (32) ‖ tokens (32) ‖ sketch (32) ‖ encoder's 64 sub-keys
-
+    write key     X25519 public key (32) ‖ id-blind (32) ‖ tokens (32) ‖ sketch (32)
+                  ‖ encoder's 64 sub-keys
 
 The wrapped DEK and, for users, wrapped read and write keys (`user_keys`) are the only key material
 in the database. A wrong KEK is noticed by the comparison of the GCM tag alone, which OpenSSL does
@@ -67,7 +67,10 @@ def wrap_dek(kek: bytes, dek: bytes, index_id: UUID) -> bytes:
 
 
 def unwrap_dek(kek: bytes, wrapped: bytes, index_id: UUID) -> bytes:
-    """Unwrap the data key. Raises `KeyRejected` when `kek` is not the key that wrapped it for this index."""
+    """Unwrap the data key.
+
+    Raises `KeyRejected` when `kek` is not the key that wrapped it for this index.
+    """
     if len(wrapped) != _WRAPPED_BYTES or wrapped[:1] != _VERSION:
         raise DataCorrupted("the stored data key of the index has an unknown format")
     nonce, ciphertext = wrapped[1 : aead.HEADER_BYTES], wrapped[aead.HEADER_BYTES :]
@@ -87,10 +90,10 @@ def key_id(kek: bytes, index_id: UUID) -> str:
 
 
 def root_key_id(root_key: str) -> str | None:
-    """Return what tells root keys apart in the audit log: 8 hex digits, or None for a key that could be guessed.
+    """Return what tells root keys apart in the audit log: 8 hex digits.
 
-    Only of keys as `sealdex keygen` makes them: of a word, any digest would let the database's
-    owner test guesses.
+    None for a key that could be guessed, that is for any but those of `sealdex keygen`: with the
+    digest of a word the database's owner could test guesses.
     """
     try:
         key = parse_index_key(root_key)
@@ -107,10 +110,10 @@ def _wrapper(kek: bytes) -> AESGCM:
 
 
 class _SessionCiphers:
-    """What opens values that writers sealed, derived when first asked for and then kept. Safe to share between threads.
+    """What opens values that writers sealed, derived when first asked for and then kept.
 
-    Knows nothing of `IndexKeys`: two that hold each other live until the garbage collector comes,
-    long after the keys were to be forgotten.
+    Safe to share between threads. This class knows nothing of `IndexKeys`: two objects that hold
+    each other live until the garbage collector comes, long after the keys were to be forgotten.
     """
 
     def __init__(self, pseudorandom_key: bytes, index_id: UUID) -> None:
@@ -192,7 +195,7 @@ class IndexKeys:
 
     @cached_property
     def parameters(self) -> aead.Sealer:
-        """Seals the encoder's parameters (`aead.INDEX_LEVEL`) and the metadata schema (`aead.SCHEMA_LEVEL`)."""
+        """Seals the encoder's parameters and the metadata schema, at their levels of `aead`."""
         return self._sealer("encoder")
 
     @cached_property
@@ -218,12 +221,15 @@ class IndexKeys:
 
 
 class WriterKeys(IndexKeys):
-    """The keys of someone who may write but not read: seals values in a session, and opens only the encoder."""
+    """The keys of someone who may write but not read: they seal, and open the encoder only."""
 
     def __init__(
         self, write_key: bytes, index_id: UUID, session: sessions.Session | None = None
     ) -> None:
-        """`write_key` is that of `IndexKeys.write_key`. A session may be used again; without one a new one begins."""
+        """`write_key` is that of `IndexKeys.write_key`.
+
+        A session may be used again; where none is given, a new one begins.
+        """
         if len(write_key) != _WRITE_KEY_BYTES:
             raise DataCorrupted("the stored write key of a user has an unknown format")
         super().__init__(b"", index_id)

@@ -49,7 +49,10 @@ def begin(public: bytes, index_id: UUID) -> Session:
 
 
 def enter(private_key: bytes, name: bytes, index_id: UUID) -> Session:
-    """Return the session called `name`, for the holder of x. Raises `DataCorrupted` for a name that is no key."""
+    """Return the session called `name`, for the holder of x.
+
+    Raises `DataCorrupted` for a name that is no key.
+    """
     own = X25519PrivateKey.from_private_bytes(private_key)
     return _session(own, name, name, own.public_key().public_bytes_raw(), index_id)
 

@@ -1,4 +1,4 @@
-"""Blinded ids and metadata: what the database sees of an item's id, and of the values it can be searched by.
+"""Blinded ids and metadata: what the database sees of ids, and of values to search by.
 
 An item key is deterministic, so that the same id finds the same row, and keyed, so that nobody
 without the index key can test a guessed id. It is a PRF output cut to 16 bytes: among 2^32 ids of
@@ -19,7 +19,7 @@ TOKEN_BYTES = 8
 
 
 def item_key(blind_key: bytes, item_id: str) -> bytes:
-    """First 16 bytes of HMAC-SHA256 (RFC 2104) of the id in UTF-8: primary key and lookup key of its row."""
+    """First 16 bytes of HMAC-SHA256 (RFC 2104) of the id in UTF-8: the key of the item's row."""
     return item_keys(blind_key, [item_id])[0]
 
 
@@ -36,5 +36,5 @@ def tokenizer(token_key: bytes) -> Callable[[bytes], bytes]:
 
 
 def token(token_key: bytes, message: bytes) -> bytes:
-    """First 8 bytes of HMAC-SHA256 of a term of metadata: a bigint of the blind index, big-endian."""
+    """First 8 bytes of HMAC-SHA256 of a term of metadata: a bigint of the blind index."""
     return tokenizer(token_key)(message)

@@ -4,7 +4,8 @@
     tag            first 8 bytes of HMAC-SHA256(tag key, "1" ‖ user id ‖ user key)
     tag key        HKDF-SHA256, salt = empty, input = root key, info = "sealdex/v1/user-token"
 
-    wrapped key    version (1) = 0x01 ‖ nonce (12) ‖ AES-256-GCM(user key, nonce, key, AAD) = ciphertext ‖ tag (16)
+    wrapped key    version (1) = 0x01 ‖ nonce (12) ‖ ciphertext ‖ tag (16), where
+                   ciphertext ‖ tag = AES-256-GCM(user key, nonce, key, AAD)
     AAD            "sealdex/v1/user" ‖ index UUID (16) ‖ user id (16) ‖ "read" or "write"
 
 The tag says that the root key minted the token, before anything is looked up. A wrapped key moved
@@ -50,13 +51,11 @@ def format_token(token: UserToken, root_key: str) -> str:
 
 def parse_token(text: str, root_key: str) -> UserToken:
     """Read a token that `root_key` has minted. Raises `ApiKeyRejected` for anything else."""
-    body = (
-        _from_base64url(text.removeprefix(_TOKEN_PREFIX)) if text.startswith(_TOKEN_PREFIX) else b""
-    )
+    is_token = text.startswith(_TOKEN_PREFIX)
+    body = _from_base64url(text.removeprefix(_TOKEN_PREFIX)) if is_token else b""
     token = UserToken(body[:USER_ID_BYTES], body[USER_ID_BYTES:-_TAG_BYTES])
-    if len(body) != _BODY_BYTES or not hmac.compare_digest(
-        body[-_TAG_BYTES:], _tag(token, root_key)
-    ):
+    is_minted = hmac.compare_digest(body[-_TAG_BYTES:], _tag(token, root_key))
+    if len(body) != _BODY_BYTES or not is_minted:
         raise ApiKeyRejected("Invalid API Key")
     return token
 
@@ -69,7 +68,10 @@ def wrap(token: UserToken, key: bytes, index_id: UUID, permission: Permission) -
 
 
 def unwrap(token: UserToken, wrapped: bytes, index_id: UUID, permission: Permission) -> bytes:
-    """Unwrap a user's key. Raises `Forbidden` when it was not wrapped for this user, index and permission."""
+    """Unwrap a user's key.
+
+    Raises `Forbidden` when the key was not wrapped for this user, index and permission.
+    """
     nonce, ciphertext = wrapped[1 : aead.HEADER_BYTES], wrapped[aead.HEADER_BYTES :]
     try:
         if wrapped[:1] == _VERSION and len(wrapped) >= aead.OVERHEAD_BYTES:

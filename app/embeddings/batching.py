@@ -30,7 +30,7 @@ class Places:
         self._n_free = self._n_places = n_places
 
     def take(self, n_texts: int) -> int:
-        """Take places for `n_texts` and return how many. Raises `Overloaded` when there are too few."""
+        """Take places for `n_texts`, and return how many. Raises `Overloaded` without enough."""
         n_taken = min(n_texts, _MAX_PLACES, self._n_places)
         if n_taken > self._n_free:
             raise errors.Overloaded("Too many texts wait to be embedded; try again later")
@@ -52,10 +52,21 @@ class _Job:
     vectors: list[Matrix] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
 
-    def finish(self) -> None:
-        """Answer with the vectors in the order of the texts."""
-        if not self.answer.done():
+    def next_length(self, most: int) -> int:
+        """Return how many characters the next text has, `most` for a longer one."""
+        return min(len(self.texts[self.waiting[-1]]), most)
+
+    def take(self, vectors: Matrix, positions: Sequence[int]) -> None:
+        """Keep the vectors of some texts; with the last, answer in the order of the texts."""
+        self.vectors.append(vectors)
+        self.positions += positions
+        if not self.waiting and not self.answer.done():
             self.answer.set_result(np.concatenate(self.vectors)[np.argsort(self.positions)])
+
+    def fail(self, error: Exception) -> None:
+        """Answer with an error, unless the request is over."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
 
 
 class Batcher:
@@ -99,39 +110,40 @@ class Batcher:
             self._rounds = None
 
     async def _round(self, chosen: list[tuple[_Job, list[int]]]) -> None:
+        """Encode the chosen texts, and hand each job its vectors, or what went wrong."""
         texts = [job.texts[position] for job, positions in chosen for position in positions]
+        loop = asyncio.get_running_loop()
         try:
-            vectors = await asyncio.get_running_loop().run_in_executor(
-                self._executor, self._encode, texts
-            )
-        except Exception as error:  # noqa: BLE001 - it goes to those who wait for these texts; the others go on
+            vectors = await loop.run_in_executor(self._executor, self._encode, texts)
+        except Exception as error:  # noqa: BLE001  # goes to those who wait for these texts
             for job, _ in chosen:
-                if not job.answer.done():
-                    job.answer.set_exception(error)
+                job.fail(error)
             return
         start = 0
         for job, positions in chosen:
-            job.vectors.append(vectors[start : start + len(positions)])
-            job.positions += positions
-            start += len(positions)
-            if not job.waiting:
-                job.finish()
+            end = start + len(positions)
+            job.take(vectors[start:end], positions)
+            start = end
 
     def _choose(self) -> list[tuple[_Job, list[int]]]:
         """Take the texts of the next round out of the jobs; there are none when no job is left."""
+        chosen: dict[_Job, list[int]] = {}
+        n_texts = longest = 0
+        for job in self._in_turn():
+            while job.waiting and n_texts < _MAX_ROUND_TEXTS:
+                length = max(longest, job.next_length(self._max_characters))
+                if n_texts and length * (n_texts + 1) > _MAX_ROUND_CHARACTERS:
+                    break
+                chosen.setdefault(job, []).append(job.waiting.pop())
+                longest, n_texts = length, n_texts + 1
+        return list(chosen.items())
+
+    def _in_turn(self) -> list[_Job]:
+        """Return the jobs with texts left: the shortest first, in every other round the oldest."""
         # A job is done before its time when its request was cancelled or a round of it has failed.
         self._jobs = [job for job in self._jobs if job.waiting and not job.answer.done()]
         order = sorted(self._jobs, key=lambda job: len(job.waiting))
         if self._is_turn_of_oldest:
             order = self._jobs[:1] + order
         self._is_turn_of_oldest = not self._is_turn_of_oldest
-        chosen: dict[_Job, list[int]] = {}
-        n_texts = longest = 0
-        for job in order:
-            while job.waiting and n_texts < _MAX_ROUND_TEXTS:
-                length = max(longest, min(len(job.texts[job.waiting[-1]]), self._max_characters))
-                if n_texts and length * (n_texts + 1) > _MAX_ROUND_CHARACTERS:
-                    break
-                chosen.setdefault(job, []).append(job.waiting.pop())
-                longest, n_texts = length, n_texts + 1
-        return list(chosen.items())
+        return order

@@ -42,7 +42,7 @@ class FoundModel:
     directory: Path
 
     def answers_to(self, name: str) -> bool:
-        """Whether a client may call it `name`: its full or short name or that of its directory, in any case."""
+        """Whether `name` is its full or short name or that of its directory, in any case."""
         short = self.name.rpartition("/")[2]
         return name.casefold() in {
             self.name.casefold(),
@@ -64,7 +64,10 @@ def models_in(models_dir: Path) -> list[FoundModel]:
 
 
 def choose(models: Sequence[FoundModel], name: str) -> FoundModel | None:
-    """Return the model that `name` means, if it is among `models`. Raises `InvalidInput` when it means several."""
+    """Return the model among `models` that `name` means, or None.
+
+    Raises `InvalidInput` when the name means several.
+    """
     meant = [model for model in models if model.answers_to(name)]
     exact = [model for model in meant if name in {model.name, model.directory.name}]
     meant = exact or meant

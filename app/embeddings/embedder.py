@@ -83,7 +83,7 @@ class Embedder:
         return [model for model in facts if model is not None]
 
     async def look_up(self, name: str) -> tuple[EmbeddingModel, str]:
-        """Return the model that a client calls `name`, and the SHA-256 of its weights, after loading it.
+        """Return the model that a client calls `name`, loaded, and the SHA-256 of its weights.
 
         Raises `InvalidInput` when there is no such model, and `ModelUnavailable` when it does not
         load.
@@ -97,15 +97,28 @@ class Embedder:
     async def embed(
         self, name: str, weights_sha256: str, texts: Sequence[str], purpose: Purpose
     ) -> Matrix:
-        """Return the vectors of `texts`, (n, d), by the model with the full name `name` and these weights.
+        """Return the vectors of `texts`, (n, d), by the model of this name and these weights.
 
         Raises `ModelUnavailable` when the model is gone or has other weights, and `Overloaded`.
         """
-        ready = self._ready.get(name) or await self._load(name, lambda: self._find_again(name))
-        if (
-            ready.model.weights_sha256 != weights_sha256
-            and await self.weights_sha256(name) == weights_sha256
-        ):
+        ready = await self._ready_with(name, weights_sha256)
+        return await ready.batchers[purpose].embed(texts)
+
+    async def weights_sha256(self, name: str) -> str | None:
+        """Return the SHA-256 of the weights on disk of the model with this full name, or None."""
+        try:
+            return await self._in_loader(
+                lambda: files.weights_sha256(self._find_again(name).directory)
+            )
+        except (errors.ModelUnavailable, OSError):
+            return None
+
+    async def _ready_with(self, name: str, weights_sha256: str) -> _Ready:
+        """Return a model with these weights, loaded. Raises `ModelUnavailable`."""
+        ready = await self._load(name, lambda: self._find_again(name))
+        if ready.model.weights_sha256 == weights_sha256:
+            return ready
+        if await self.weights_sha256(name) == weights_sha256:
             # The files have been changed back since the model was loaded.
             self._ready.pop(name, None)
             ready = await self._load(name, lambda: self._find_again(name))
@@ -114,22 +127,13 @@ class Embedder:
                 f"The weights of embedding model '{name}' are not those the index was made with "
                 f"(SHA-256 {weights_sha256}): bring these back, or send vectors"
             )
-        return await ready.batchers[purpose].embed(texts)
-
-    async def weights_sha256(self, name: str) -> str | None:
-        """Return the SHA-256 of the weights that the model with the full name `name` has on disk, if it is there."""
-        try:
-            return await self._in_loader(
-                lambda: files.weights_sha256(self._find_again(name).directory)
-            )
-        except (errors.ModelUnavailable, OSError):
-            return None
+        return ready
 
     async def _in_loader(self, function: Callable[[], Answer]) -> Answer:
         return await asyncio.get_running_loop().run_in_executor(self._loader, function)
 
     async def _load(self, name: str, find: Callable[[], FoundModel]) -> _Ready:
-        """Return the model with the full name `name`, loaded; all who want it wait for the same loading."""
+        """Return the model with this full name, loaded; all who want it wait for one loading."""
         if name in self._ready:
             return self._ready[name]
         if name not in self._loading:
@@ -162,7 +166,7 @@ class Embedder:
         return self._learnt[key]
 
     def _found(self) -> list[FoundModel]:
-        """Return the models on this machine; the models directory hides the same model in the hub's cache."""
+        """Return the models on this machine: those of the models directory hide the hub's cache."""
         try:
             own = catalogue.models_in(self._models_dir) if self._models_dir is not None else []
         except OSError as error:
@@ -172,7 +176,10 @@ class Embedder:
         return [*own, *(model for model in hub.cached_models() if model.name not in names)]
 
     def _find(self, name: str) -> FoundModel:
-        """Return the model that `name` means, from this machine or else from the hub. Raises `InvalidInput`."""
+        """Return the model that `name` means, from this machine or else from the hub.
+
+        Raises `InvalidInput`.
+        """
         if len(name) > _MAX_NAME_LENGTH:
             raise errors.InvalidInput(
                 f"embedding_model cannot be longer than {_MAX_NAME_LENGTH} characters"
@@ -180,17 +187,18 @@ class Embedder:
         found = self._found()
         own = [model for model in found if model.directory.parent == self._models_dir]
         chosen = catalogue.choose(own, name) or catalogue.choose(found, name)
-        if chosen is not None:
-            return chosen
+        return chosen if chosen is not None else self._download(name, found)
+
+    def _download(self, name: str, found: Sequence[FoundModel]) -> FoundModel:
+        """Return a model of the hub. Raises `InvalidInput`, naming those that were `found` here."""
         try:
             self._check_downloads()
             return hub.download(catalogue.full_name(name))
         except hub.HubRefused as refusal:
             known = ", ".join(model.name for model in found) or "none"
-            message = (
+            raise errors.InvalidInput(
                 f"Unknown embedding_model '{name}'. Available: {known}. Not from the hub: {refusal}"
-            )
-            raise errors.InvalidInput(message) from refusal
+            ) from refusal
 
     def _find_again(self, name: str) -> FoundModel:
         """Return the model of an index that was made with it. Raises `ModelUnavailable`."""
@@ -213,6 +221,6 @@ class Embedder:
 
 
 def _share_of_the_cores(n_workers: int) -> int:
-    """Return how many threads a worker may use for one pass: together the workers fill the machine."""
+    """Return how many threads a worker may use for one pass: all workers fill the machine."""
     n_cores = len(os.sched_getaffinity(0))
     return max(1, n_cores // (n_workers or n_cores))

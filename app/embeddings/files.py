@@ -17,6 +17,8 @@ from app.domain import EmbeddingModel
 
 MODULES = "modules.json"
 _CONFIGURATION = "config.json"
+_TRANSFORMER_SETTINGS = "sentence_bert_config.json"
+_MODEL_SETTINGS = "config_sentence_transformers.json"
 # In the order in which a directory's weights are looked for; other formats in it are not loaded.
 _WEIGHTS = ("*.safetensors", "*.bin")
 _CHUNK_BYTES = 1 << 20
@@ -32,7 +34,7 @@ def is_model(directory: Path) -> bool:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """Return the files that hold the weights of the model in `directory`, in the order of their paths.
+    """Return the files with the weights of the model in `directory`, in the order of their paths.
 
     They are in the directory itself and in the directories of its modules. Where the same weights
     are there in several formats, these are the ones that are loaded.
@@ -62,16 +64,13 @@ def signature(directory: Path) -> Signature:
 
 
 def facts(name: str, directory: Path) -> EmbeddingModel | None:
-    """Return dimension and length of the model in `directory`, if its configuration states both plainly."""
+    """Return dimension and length of a model, if its configuration states both plainly."""
     try:
         modules = _read(directory / MODULES)
-        max_seq_length = _read(directory / modules[0]["path"] / "sentence_bert_config.json")[
-            "max_seq_length"
-        ]
+        settings = _read(directory / modules[0]["path"] / _TRANSFORMER_SETTINGS)
+        max_seq_length = settings["max_seq_length"]
         dimension = _dimension(directory, modules[1:])
-        is_truncated = _read_if_there(directory / "config_sentence_transformers.json").get(
-            "truncate_dim"
-        )
+        is_truncated = _read_if_there(directory / _MODEL_SETTINGS).get("truncate_dim")
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
     if is_truncated or not (isinstance(max_seq_length, int) and isinstance(dimension, int)):
@@ -80,7 +79,10 @@ def facts(name: str, directory: Path) -> EmbeddingModel | None:
 
 
 def _dimension(directory: Path, modules: list[dict[str, Any]]) -> int | None:
-    """Return the length of the vectors that the `modules` after the transformer make, if they are all well known."""
+    """Return the length of the vectors that the `modules` after the transformer make.
+
+    None when one of the modules is not well known.
+    """
     dimension = None
     for module in modules:
         kind = module["type"].rpartition(".")[2]

@@ -68,30 +68,35 @@ def download(name: str) -> FoundModel:
     """
     if not _HUB_NAME.fullmatch(name):
         raise HubRefused("it is no name of a model on the hub")
-    hub = _hub()
-    try:
-        repository = hub.HfApi().model_info(name)
-    except hub.errors.HfHubHTTPError as error:
-        logger.info("the hub answers %s", type(error).__name__)
-        raise HubRefused(
-            "the hub has no such model, or does not give it to this service"
-        ) from error
-    except Exception as error:  # its errors of transport have no common base class
-        logger.warning("the hub cannot be reached: %s", type(error).__name__)
-        raise HubRefused("the hub cannot be reached") from error
+    repository = _repository(name)
     paths = [sibling.rfilename for sibling in repository.siblings or []]
     if files.MODULES not in paths:
         raise HubRefused("it is no sentence-transformers model")
     try:
-        directory = hub.snapshot_download(
+        directory = _hub().snapshot_download(
             repository.id, revision=repository.sha, ignore_patterns=_unwanted(paths)
         )
-    except Exception as error:  # the same, and those of the disk
+    except Exception as error:  # the library's, and those of the disk
         logger.warning("a model cannot be downloaded", exc_info=True)
         raise errors.ModelUnavailable(
             f"Embedding model '{name}' cannot be downloaded now"
         ) from error
     return FoundModel(repository.id, Path(directory))
+
+
+def _repository(name: str) -> Any:
+    """Return what the hub says of a model. Raises `HubRefused`."""
+    hub = _hub()
+    try:
+        return hub.HfApi().model_info(name)
+    except hub.errors.HfHubHTTPError as error:
+        logger.info("the hub answers %s", type(error).__name__)
+        raise HubRefused(
+            "the hub has no such model, or does not give it to this service"
+        ) from error
+    except Exception as error:  # the library's errors of transport have no common base class
+        logger.warning("the hub cannot be reached: %s", type(error).__name__)
+        raise HubRefused("the hub cannot be reached") from error
 
 
 def _unwanted(paths: Sequence[str]) -> list[str]:

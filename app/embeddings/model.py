@@ -41,7 +41,7 @@ class LoadedModel:
     """A model that makes vectors. Its methods take a while: call them from a thread."""
 
     def __init__(self, found: FoundModel, n_threads: int) -> None:
-        """Load the model with what it needs, torch included. Raises whatever the libraries raise."""
+        """Load the model with what it needs, such as torch. Raises whatever the libraries raise."""
         self.directory = found.directory
         self.weights_sha256 = files.weights_sha256(found.directory)
         # The extra is optional, and torch takes seconds and hundreds of megabytes: not before a
@@ -67,7 +67,7 @@ class LoadedModel:
         self.facts = EmbeddingModel(found.name, len(probe), length if is_limited else None)
 
     def encode(self, texts: Sequence[str], purpose: Purpose) -> Matrix:
-        """Return the vectors of `texts`, (n, d), as sentence-transformers makes them in one pass."""
+        """Return the vectors of `texts`, (n, d), as the library makes them in one pass."""
         encode = (
             self._model.encode_query if purpose is Purpose.QUERY else self._model.encode_document
         )

@@ -12,6 +12,7 @@ their exact vectors. Where tokens tell all there is to know, what has them is ra
 the winners' metadata is opened.
 """
 
+import asyncio
 import time
 from collections.abc import Sequence
 
@@ -29,9 +30,9 @@ from app.engine.sketches.filtered_scan import Estimate, Row
 from app.engine.sketches.statements import Reach
 from app.engine.sketches.token_sets import TokenSets
 from app.observe.stages import stage, timed
-from app.store.pg.engine import Tokens
-from app.store.pg.round_trip import ScanConnection
-from app.store.pg.scan_pool import ScanPool
+from app.store.pg.adapters import Tokens
+from app.store.pg.connection import Connection
+from app.store.pg.pool import Pool
 
 # Rows in work at a time; more queries of a batch go to the database in parts.
 _ROWS_AT_A_TIME = 20_000
@@ -56,7 +57,7 @@ _MARGIN = 1.3
 
 
 class Known:
-    """What is remembered of the filters that were asked for lately. Threads may share it."""
+    """What is remembered of the filters that were asked for lately."""
 
     def __init__(self) -> None:
         self.estimates = Estimates()
@@ -64,11 +65,11 @@ class Known:
 
 
 class FilteredSearch:
-    """One search or count with a filter. It blocks, and belongs to one thread."""
+    """One search or count with a filter."""
 
     def __init__(
         self,
-        connections: ScanPool,
+        connections: Pool,
         opened: KeyedIndex,
         tree: filters.nodes.Node,
         known: Known,
@@ -91,13 +92,12 @@ class FilteredSearch:
         # The keys of all items that match, once they had to be found.
         self._all: list[bytes] | None = None
 
-    def count(self) -> int:
+    async def count(self) -> int:
         """Return the number of items that match."""
-        with stage("sql"), self._connections.lend_blocking() as raw:
-            found = filtered_scan.rows(raw, self._opened.index, self._clauses)
-            return sum(len(self._matching_of_all(rows)) for rows in found)
+        async with stage("sql"), self._connections.lend() as raw:
+            return len(await self._all_matches(raw))
 
-    def search(
+    async def search(
         self, encoder: Encoder, queries: Matrix, scan: Scan, include: frozenset[str]
     ) -> list[list[Match]]:
         """Return for each query (n, d) the nearest items that match, nearest first, with the fields of `include`."""
@@ -106,19 +106,23 @@ class FilteredSearch:
         at_a_time = max(1, _ROWS_AT_A_TIME // (_FEW_MULT * token_search.pool(scan)))
         answer: list[list[Match]] = []
         # Opening and ranking are stages of their own within this one.
-        with stage("sql"), self._connections.lend_blocking() as raw:
-            estimate = self._known.estimates.get(raw, self._opened.index, self._clauses)
+        async with stage("sql"), self._connections.lend() as raw:
+            estimate = await self._known.estimates.get(raw, self._opened.index, self._clauses)
             by_tokens = token_search.TokenSearch(
                 raw, self._opened, encoder, self._clauses, estimate, self._known.sets, scan
             )
             for start in range(0, len(sketches), at_a_time):
                 part = slice(start, start + at_a_time)
-                found = by_tokens.nearest(queries[part], sketches[part]) if self._is_exact else None
+                found = (
+                    await by_tokens.nearest(queries[part], sketches[part])
+                    if self._is_exact
+                    else None
+                )
                 # An item that has the tokens and does not match is one with too many values, or a
                 # collision.
                 if found is None or not self._are_all_matching(found):
-                    item_keys = self._nearest(raw, sketches[part], scan, estimate)
-                    found = self._ranked(raw, queries[part], item_keys, scan.top_k)
+                    item_keys = await self._nearest(raw, sketches[part], scan, estimate)
+                    found = await self._ranked(raw, queries[part], item_keys, scan.top_k)
                 answer += self._answer(found, include)
         return answer
 
@@ -133,8 +137,8 @@ class FilteredSearch:
         least = token_search.pool(scan)
         return _FEW_MULT * least if estimate.share < _FEW else int(_MANY_MULT * least)
 
-    def _nearest(
-        self, raw: ScanConnection, sketches: Sequence[bytes], scan: Scan, estimate: Estimate
+    async def _nearest(
+        self, raw: Connection, sketches: Sequence[bytes], scan: Scan, estimate: Estimate
     ) -> list[list[bytes]]:
         """Return for each sketch the keys of the items nearest by sketch that match: at least `scan.pool`, or all."""
         pool = self._pool(scan, estimate)
@@ -145,12 +149,12 @@ class FilteredSearch:
         is_first = True
         while pending and self._all is None:
             if limit * _ALL_AT_ONCE > n_candidates and not (self._is_exact and is_first):
-                self._all = self._all_matches(raw)
+                self._all = await self._all_matches(raw)
                 break
-            seen = self._look(
+            seen = await self._look(
                 raw, [sketches[position] for position in pending], scan, estimate, limit
             )
-            matching = [self._matching(rows) for rows in seen]
+            matching = await asyncio.to_thread(self._matching_each, seen)
             for position, keys in zip(pending, matching, strict=True):
                 found[position] = keys[: _FEW_MULT * pool]
             unfinished = [
@@ -163,7 +167,7 @@ class FilteredSearch:
             limit = max(_FURTHER * limit, int(_MARGIN * limit * pool / max(1, n_matching)))
             is_first = False
         if pending and self._all is not None:
-            nearest = self._among(
+            nearest = await self._among(
                 raw,
                 [sketches[position] for position in pending],
                 self._all,
@@ -173,9 +177,9 @@ class FilteredSearch:
                 found[position] = keys
         return found
 
-    def _look(
+    async def _look(
         self,
-        raw: ScanConnection,
+        raw: Connection,
         sketches: Sequence[bytes],
         scan: Scan,
         estimate: Estimate,
@@ -184,29 +188,32 @@ class FilteredSearch:
         """Return for each sketch the `limit` nearest items that have the tokens, by the cheaper way."""
         index = self._opened.index
         if are_tokens_cheaper(index, self._clauses, estimate, scan, limit):
-            return filtered_scan.by_tokens(raw, index, sketches, self._clauses, limit=limit)
+            return await filtered_scan.by_tokens(raw, index, sketches, self._clauses, limit=limit)
         n_probes = (
             scan.n_probes
             if scan.is_n_probes_given
             else min(index.n_lists, _PROBES_MULT * scan.n_probes)
         )
-        return filtered_scan.by_sketch(raw, index, sketches, self._clauses, Reach(limit, n_probes))
+        reach = Reach(limit, n_probes)
+        return await filtered_scan.by_sketch(raw, index, sketches, self._clauses, reach)
 
-    def _all_matches(self, raw: ScanConnection) -> list[bytes]:
-        return [
-            item_key
-            for rows in filtered_scan.rows(raw, self._opened.index, self._clauses)
-            for item_key in self._matching_of_all(rows)
-        ]
+    async def _all_matches(self, raw: Connection) -> list[bytes]:
+        found: list[bytes] = []
+        async for rows in filtered_scan.rows(raw, self._opened.index, self._clauses):
+            found += await asyncio.to_thread(self._matching_of_all, rows)
+        return found
 
-    def _among(
-        self, raw: ScanConnection, sketches: Sequence[bytes], item_keys: list[bytes], pool: int
+    async def _among(
+        self, raw: Connection, sketches: Sequence[bytes], item_keys: list[bytes], pool: int
     ) -> list[list[bytes]]:
         """Return for each sketch the `pool` nearest of `item_keys`, or all when these are few."""
         if len(item_keys) <= max(pool, _MAX_EXACT):
             return [item_keys] * len(sketches)
-        found = filtered_scan.among(raw, self._opened.index, sketches, item_keys, limit=pool)
+        found = await filtered_scan.among(raw, self._opened.index, sketches, item_keys, limit=pool)
         return [[row.item_key for row in rows] for rows in found]
+
+    def _matching_each(self, seen: Sequence[Sequence[Row]]) -> list[list[bytes]]:
+        return [self._matching(rows) for rows in seen]
 
     @timed("open")
     def _matching(self, rows: Sequence[Row]) -> list[bytes]:
@@ -233,12 +240,12 @@ class FilteredSearch:
             )
         return self._is_match(open_metadata(self._opened, item_key, sealed_metadata))
 
-    def _ranked(
-        self, raw: ScanConnection, queries: Matrix, item_keys: list[list[bytes]], top_k: int
+    async def _ranked(
+        self, raw: Connection, queries: Matrix, item_keys: list[list[bytes]], top_k: int
     ) -> list[list[Winner]]:
         """Return for each query the best `top_k` of its items by exact distance."""
         different = list(dict.fromkeys(key for keys in item_keys for key in keys))
-        stored = token_scan.by_keys(raw, self._opened.index, different)
+        stored = await token_scan.by_keys(raw, self._opened.index, different)
         metadata = [sealed or None for sealed in stored.sealed_metadata or ()]
         # What has been replaced since it was looked at is looked at again; what has been deleted is
         # gone.

@@ -6,7 +6,8 @@ from app.crypto import aead, keys
 from app.domain import Index, MetadataSchema, Permission
 from app.engine import metadata_schema
 from app.engine.profile import Profile
-from app.engine.sketches.encoder import Encoder, EncoderParameters, sketch_bits
+from app.engine.sketches.encoder import Encoder, sketch_bits
+from app.engine.sketches.parameters import EncoderParameters
 
 
 @dataclass(frozen=True, slots=True)

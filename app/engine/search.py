@@ -8,7 +8,7 @@ them. What takes longer, and what blocks, as a search with a filter does, runs i
 import asyncio
 import contextvars
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from typing import NamedTuple, TypeVar
@@ -25,7 +25,7 @@ from app.engine.plan import Scan
 from app.engine.sketches import sketch_scan
 from app.engine.sketches.encoder import Encoder
 from app.observe.stages import SCAN_QUEUE, stage, timed
-from app.store.pg.scan_pool import ScanPool
+from app.store.pg.pool import Pool
 
 # Of the queries of a batch, so many go to the database at a time that the vectors of their
 # candidates have at most these numbers: 16 MB.
@@ -63,7 +63,7 @@ class Winner(NamedTuple):
 class Searcher:
     """Makes searches, as many at a time as there may be connections; a search waits for its turn `patience_s`."""
 
-    def __init__(self, connections: ScanPool, n_at_a_time: int, patience_s: float) -> None:
+    def __init__(self, connections: Pool, n_at_a_time: int, patience_s: float) -> None:
         self._connections = connections
         self._threads = ThreadPoolExecutor(n_at_a_time, thread_name_prefix="search")
         self._turns = asyncio.Semaphore(n_at_a_time)
@@ -85,15 +85,14 @@ class Searcher:
         finally:
             self._turns.release()
 
-    async def run(self, work: Callable[[ScanPool], Answer]) -> Answer:
-        """Return what `work`, which blocks, returns when it runs in a thread with one of these connections."""
-        # What is no other stage of the thread's is waiting for it.
+    async def run(self, work: Callable[[Pool], Awaitable[Answer]]) -> Answer:
+        """Return what `work` returns, in its turn, with these connections."""
         async with stage(SCAN_QUEUE):
             await self._take_turn()
-            try:
-                return await self._in_thread(functools.partial(work, self._connections))
-            finally:
-                self._turns.release()
+        try:
+            return await work(self._connections)
+        finally:
+            self._turns.release()
 
     async def _take_turn(self) -> None:
         if not self._turns.locked():

@@ -1,8 +1,7 @@
-"""Whether metadata matches a filter: the reference for every answer, whatever the database has preselected.
+"""Whether metadata matches a filter: this decides, whatever the database has preselected.
 
-A filter is compiled into a decision graph: conditions, each with the one to go to when it holds and
-the one to go to when it does not. Walking it needs no recursion and stops as soon as the answer is
-known.
+A filter is compiled into a decision graph: each condition has one condition to go to when it holds,
+and another when it does not. The walk needs no recursion and stops as soon as the answer is known.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +9,6 @@ from operator import ge, gt, le, lt
 from typing import Any, TypeAlias, assert_never
 
 from app.domain import Metadata
-from app.filters import grammar
 from app.filters.nodes import (
     AllOf,
     AnyOf,
@@ -18,6 +16,7 @@ from app.filters.nodes import (
     Comparison,
     Condition,
     Containing,
+    Group,
     Like,
     Node,
     Not,
@@ -25,10 +24,15 @@ from app.filters.nodes import (
     OneOf,
     Present,
 )
+from app.filters.operands import compiled
 
 Predicate: TypeAlias = Callable[[Metadata], bool]
 _ElementTest: TypeAlias = Callable[[Any], bool]
 _Lookup: TypeAlias = Callable[[Metadata], Iterable[Any]]
+# A condition, where to go when it holds, and where to go otherwise.
+_Step: TypeAlias = tuple[Predicate, int, int]
+# A node, its step, and where to go from it.
+_Placing: TypeAlias = tuple[Node, int, int, int]
 
 _ACCEPT, _REJECT = -1, -2
 _COMPARE = {
@@ -68,32 +72,39 @@ def matcher(root: Node) -> Predicate:
     return is_match
 
 
-def _decision_graph(root: Node) -> list[tuple[Predicate, int, int]]:
-    """Return for each step its predicate and the step, `_ACCEPT` or `_REJECT`, that follows; the first is 0."""
-    graph: list[tuple[Predicate, int, int]] = [(_always, _ACCEPT, _REJECT)]
-    tasks: list[tuple[Node, int, int, int]] = [(root, 0, _ACCEPT, _REJECT)]
+def _decision_graph(root: Node) -> list[_Step]:
+    """Return for each step its predicate and the two that may follow; the first step is 0."""
+    graph: list[_Step] = [(_always, _ACCEPT, _REJECT)]
+    tasks: list[_Placing] = [(root, 0, _ACCEPT, _REJECT)]
     while tasks:
         node, step, if_true, if_false = tasks.pop()
         if isinstance(node, Not):
             graph[step] = (_predicate(node.condition), if_false, if_true)
-        elif not isinstance(node, AllOf | AnyOf):
-            graph[step] = (_predicate(node), if_true, if_false)
-        elif not node.members:
-            target = if_true if isinstance(node, AllOf) else if_false
-            graph[step] = (_always, target, target)
+        elif isinstance(node, AllOf | AnyOf):
+            tasks += _placed_members(graph, node, step, if_true, if_false)
         else:
-            # The first member stands where the group stood, the others get steps of their own.
-            start = len(graph)
-            steps = [step, *range(start, start + len(node.members) - 1)]
-            graph += [graph[0]] * (len(node.members) - 1)
-            ends = (if_true, if_false)
-            for position, member in enumerate(node.members):
-                next_step = steps[position + 1] if position + 1 < len(steps) else None
-                goes_on = isinstance(node, AllOf)
-                on_true = ends[0] if next_step is None or not goes_on else next_step
-                on_false = ends[1] if next_step is None or goes_on else next_step
-                tasks.append((member, steps[position], on_true, on_false))
+            graph[step] = (_predicate(node), if_true, if_false)
     return graph
+
+
+def _placed_members(
+    graph: list[_Step], group: Group, step: int, if_true: int, if_false: int
+) -> list[_Placing]:
+    """Give each member of a group a step, and return the members with what follows them."""
+    is_all = isinstance(group, AllOf)
+    if not group.members:
+        graph[step] = (_always, if_true, if_true) if is_all else (_always, if_false, if_false)
+        return []
+    # The first member stands where the group stood, the others get steps of their own.
+    steps = [step, *range(len(graph), len(graph) + len(group.members) - 1)]
+    graph += [graph[0]] * (len(group.members) - 1)
+    following = [*steps[1:], if_true if is_all else if_false]
+    return [
+        (member, own, following_step, if_false)
+        if is_all
+        else (member, own, if_true, following_step)
+        for member, own, following_step in zip(group.members, steps, following, strict=True)
+    ]
 
 
 def _always(_: Metadata) -> bool:
@@ -122,7 +133,7 @@ def _predicate(condition: Condition) -> Predicate:
 
 
 def _some_element(lookup: _Lookup, test: _ElementTest) -> Predicate:
-    """Return whether some element of the field passes: a list's members, or else the value itself."""
+    """Return whether an element of the field passes: a list's member, or else the value itself."""
 
     def predicate(metadata: Metadata) -> bool:
         for value in lookup(metadata):
@@ -155,11 +166,11 @@ def _lookup(path: str) -> _Lookup:
             value = place.get(path[start:], _MISSING)
             if value is not _MISSING:
                 values.append(value)
-            for end in ends:
-                if end >= start:
-                    inner = place.get(path[start:end])
-                    if type(inner) is dict:
-                        places.append((inner, end + 1))
+            places.extend(
+                (inner, end + 1)
+                for end in ends
+                if end >= start and type(inner := place.get(path[start:end])) is dict
+            )
         return values
 
     return lookup
@@ -194,12 +205,15 @@ def _compares(condition: Compared) -> _ElementTest:
 
 
 def _is_like(pattern: str) -> _ElementTest:
-    search = grammar.compiled(pattern).search
+    search = compiled(pattern).search
     return lambda element: type(element) is str and search(element.encode()) is not None
 
 
 def equal(left: Any, right: Any) -> bool:
-    """Whether two JSON values are equal: numbers by value, never a boolean, objects regardless of the order of keys."""
+    """Whether two JSON values are equal: numbers by value, and never equal to a boolean.
+
+    The order of an object's keys does not count.
+    """
     pairs = [(left, right)]
     for one, other in pairs:
         if isinstance(one, Mapping):
@@ -210,13 +224,14 @@ def equal(left: Any, right: Any) -> bool:
             if not isinstance(other, list | tuple) or len(one) != len(other):
                 return False
             pairs.extend(zip(one, other, strict=True))
-        elif (
-            _is_number(one) != _is_number(other)
-            or isinstance(one, bool) != isinstance(other, bool)
-            or one != other
-        ):
+        elif not _are_equal_scalars(one, other):
             return False
     return True
+
+
+def _are_equal_scalars(one: Any, other: Any) -> bool:
+    is_boolean = isinstance(one, bool)
+    return is_boolean == isinstance(other, bool) and bool(one == other)
 
 
 def _is_number(value: Any) -> bool:

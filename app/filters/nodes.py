@@ -48,7 +48,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Like:
-    """Some element of the field is a string in which the regular expression `pattern` (RE2) matches somewhere."""
+    """Some element of the field is a string in which `pattern`, of RE2, matches somewhere."""
 
     path: str
     pattern: str
@@ -107,19 +107,24 @@ def fold(
 
     Without recursion: a filter may be nested as deep as Python's stack.
     """
-    order: list[Node] = [root]
-    members: list[slice] = []
-    for node in order:
-        start = len(order)
-        order.extend(node.members if isinstance(node, AllOf | AnyOf) else ())
-        members.append(slice(start, len(order)))
+    nodes = _in_order(root)
     results: list[Result] = []
     # From the end, so that members come before their group; `results` grows backwards.
-    for node, span in zip(reversed(order), reversed(members), strict=True):
+    for node, places in reversed(nodes):
         if isinstance(node, AllOf | AnyOf):
-            last = len(order) - 1
-            own = [results[last - position] for position in range(span.start, span.stop)]
+            own = [results[len(nodes) - 1 - place] for place in places]
             results.append(of_group(node, own))
         else:
             results.append(of_leaf(node))
     return results[-1]
+
+
+def _in_order(root: Node) -> list[tuple[Node, range]]:
+    """Return every node with the places of its members in this list, which come after the node."""
+    nodes: list[tuple[Node, range]] = [(root, range(0))]
+    for place, (node, _) in enumerate(nodes):
+        if isinstance(node, AllOf | AnyOf):
+            start = len(nodes)
+            nodes.extend((member, range(0)) for member in node.members)
+            nodes[place] = (node, range(start, len(nodes)))
+    return nodes

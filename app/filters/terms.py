@@ -1,15 +1,16 @@
 """What the blind index knows of metadata: terms, and the terms that a filter's matches must have.
 
-A term is a field path with a string or a number found there, alone or in a list. Only its keyed
-hash, a token, is stored. There is none for booleans and null (two values would show the whole
-column), none for objects, and none for fields that are declared `filterable: false` or lie below
-one. A field with more than `MAX_TERMS_OF_FIELD` values in a list has one term instead, which says
-that there are too many; an item with more than `MAX_TERMS_OF_ITEM` terms has just `ITEM_TERM`.
+A term is a field path with a string or a number found there, alone or in a list. Only the term's
+keyed hash, a token, is stored. Booleans and null have no term (two values would show the whole
+column); nor have objects, nor fields that are declared `filterable: false` or lie below one. A
+field with more than `MAX_TERMS_OF_FIELD` values in a list has one term instead, which says that
+there are too many values; an item with more than `MAX_TERMS_OF_ITEM` terms has just `ITEM_TERM`.
 
-    message of a term   type (1) ‖ length of the path in bytes (4, big-endian) ‖ path in UTF-8 ‖ value
-    string      "s"     UTF-8
-    number      "n"     an integral one in hexadecimal, others as Python writes them: 1 and 1.0 are the same
-    too many    "f"     nothing; for the item as a whole the path is empty, too
+    message     type (1) ‖ length of the path in bytes (4, big-endian) ‖ path in UTF-8 ‖ value
+    string      type "s", value in UTF-8
+    number      type "n", an integral one in hexadecimal, others as Python writes them, so that 1
+                and 1.0 are the same
+    too many    type "f", no value; for the item as a whole the path is empty, too
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -40,6 +41,13 @@ _TERM_TYPES = (str, int, float)
 
 def of_item(metadata: Metadata, unfilterable: Collection[str] = ()) -> set[Term]:
     """Return the terms of an item with `metadata`; fields named in `unfilterable` have none."""
+    terms = _in_metadata(metadata)
+    if unfilterable:
+        terms = {term for term in terms if is_filterable(term[0], unfilterable)}
+    return terms if len(terms) <= MAX_TERMS_OF_ITEM else {ITEM_TERM}
+
+
+def _in_metadata(metadata: Metadata) -> set[Term]:
     terms: set[Term] = set()
     places: list[tuple[str, Mapping[str, Any]]] = [("", metadata)]
     for prefix, place in places:
@@ -51,9 +59,7 @@ def of_item(metadata: Metadata, unfilterable: Collection[str] = ()) -> set[Term]
                 terms |= _of_list(prefix + name, value)
             elif kind is dict:
                 places.append((f"{prefix}{name}.", value))
-    if unfilterable:
-        terms = {term for term in terms if is_filterable(term[0], unfilterable)}
-    return terms if len(terms) <= MAX_TERMS_OF_ITEM else {ITEM_TERM}
+    return terms
 
 
 def _of_list(path: str, members: list[Any]) -> set[Term]:
@@ -95,25 +101,24 @@ def clauses(root: Node, unfilterable: Collection[str] = ()) -> Clauses:
 
 
 def are_exact(root: Node, unfilterable: Collection[str] = ()) -> bool:
-    """Whether an item that meets the clauses very probably matches, so that hardly any is read in vain."""
+    """Whether an item that meets the clauses very probably matches: hardly any is read in vain."""
     return fold(
         root, lambda leaf: bool(_of_leaf(leaf, unfilterable)), lambda _, members: all(members)
     )
 
 
 def _of_leaf(leaf: Not | Condition, unfilterable: Collection[str]) -> Clauses:
+    """Return the clause of a condition, or none where terms cannot answer the condition."""
     if not isinstance(leaf, OneOf) or not is_filterable(leaf.path, unfilterable):
         return []
-    if (
-        any(type(value) not in _TERM_TYPES for value in leaf.values)
-        or len(leaf.values) > MAX_TERMS_OF_CLAUSE
-    ):
+    if len(leaf.values) > MAX_TERMS_OF_CLAUSE:
+        return []
+    if any(type(value) not in _TERM_TYPES for value in leaf.values):
         return []
     if not leaf.values:
         return [frozenset()]
-    return [
-        frozenset([*((leaf.path, value) for value in leaf.values), (leaf.path, None), ITEM_TERM])
-    ]
+    wanted = [(leaf.path, value) for value in leaf.values]
+    return [frozenset([*wanted, (leaf.path, None), ITEM_TERM])]
 
 
 def _of_group(group: Group, members: list[Clauses]) -> Clauses:
@@ -121,16 +126,22 @@ def _of_group(group: Group, members: list[Clauses]) -> Clauses:
         return _strongest(clause for member in members for clause in member)
     if not all(members):
         return []
-    # (a and b) or c is (a or c) and (b or c). Where that would be too much, the strongest clause of
-    # each has to do.
+    return [clause for clause in _any_of(members) if len(clause) <= MAX_TERMS_OF_CLAUSE]
+
+
+def _any_of(members: list[Clauses]) -> Clauses:
+    """Return the clauses of a group of which one member must match, from those of each member.
+
+    (a and b) or c is (a or c) and (b or c). Where that would give too many clauses, the strongest
+    clause of each member has to do.
+    """
     has_choice = [member for member in members if len(member) > 1]
     if len(has_choice) > _MAX_DISTRIBUTED:
-        members = [member[:1] for member in members]
-        has_choice = []
+        return [frozenset[Term]().union(*(member[0] for member in members))]
     found = [frozenset[Term]().union(*(member[0] for member in members if len(member) == 1))]
     for member in has_choice:
         found = _strongest(one | other for one in found for other in member)
-    return [clause for clause in found if len(clause) <= MAX_TERMS_OF_CLAUSE]
+    return found
 
 
 def _strongest(found: Iterable[frozenset[Term]]) -> Clauses:

@@ -1,4 +1,4 @@
-"""Where the time of a request goes: a stopwatch for each stage, carried along by a context variable.
+"""Where the time of a request goes: a stopwatch by stages, in a context variable.
 
 `with stage("open"): …` adds to the stage's time, if a request is being timed. Stages may nest: the
 inner one's time counts for it alone, so the stages of a request add up to its duration.
@@ -16,8 +16,7 @@ Answer = TypeVar("Answer")
 
 # Until the body is read: routing, guards, dependencies.
 DISPATCH = "dispatch"
-# Every search waits for its turn, if only for microseconds; one with a filter, for a thread, too.
-# Nothing else does.
+# Every search waits for its turn, if only for microseconds, and nothing else does.
 SCAN_QUEUE = "wait"
 # After that, what no stage is named for.
 OTHER = "other"

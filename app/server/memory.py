@@ -13,10 +13,11 @@ _GC_THRESHOLD = 50_000
 
 
 def keep_buffers() -> None:
-    """Let malloc keep what is freed for the next request: handed back to the kernel, it returns as page faults.
+    """Let malloc keep what is freed for the next request.
 
-    An upsert of a thousand vectors takes a sixth less CPU time. A worker's threads take turns, so
-    they share two arenas, and what these keep is bounded.
+    Memory that is handed back to the kernel returns as page faults: without them, an upsert of a
+    thousand vectors takes a sixth less CPU time. A worker's threads take turns, so the threads
+    share two arenas, and what these keep is bounded.
     """
     # Other C libraries have no mallopt.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -27,10 +28,10 @@ def keep_buffers() -> None:
 
 
 def collect_rarely() -> None:
-    """Keep the garbage collector away from what lives as long as the worker, and from the middle of each search.
+    """Keep the garbage collector away from what lives as long as the worker, and from searches.
 
-    A search makes thousands of small objects and none of its cycles: a collection every 700 was a
-    quarter of its time.
+    A search makes thousands of small objects and no cycle: a collection after every 700 objects was
+    a quarter of the search's time.
     """
     gc.collect()
     gc.freeze()

@@ -7,14 +7,11 @@ came from.
 
 import asyncio
 import contextlib
-import ipaddress
 import multiprocessing
 import os
 import signal
 import socket
-import ssl
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -29,14 +26,16 @@ from app.configuration import Configuration
 from app.errors import ConfigurationError
 from app.server import http, memory
 from app.server.application import create_app_from_env
+from app.server.data_directory import data_dir_of
+from app.server.figures_directory import figures_directory
 from app.server.postgres import EmbeddedPostgres
+from app.server.start_checks import check_exposure, check_models_dir, check_tls
 from app.settings import Settings
-from app.store import schema
+from app.store import schema, server
 from app.store.pg.engine import check_database, create_engine
 
 _PORT_PATIENCE_S = 5.0
-# Connections beside the workers' pools: trainings, migrations, and whoever looks at the database
-# with psql.
+# Connections beside the workers': migrations, and whoever looks at the database with psql.
 _SPARE_CONNECTIONS = 30
 _MIN_CONNECTIONS = 100
 
@@ -46,15 +45,15 @@ def serve(configuration: Configuration) -> None:
     settings = configuration.settings
     for notice in configuration.notices:
         print(f"sealdex: {notice}", file=sys.stderr)
-    _check_tls(settings)
+    check_tls(settings)
     check_tracing(settings)
-    _check_exposure(settings)
-    _check_models_dir(settings)
+    check_exposure(settings)
+    check_models_dir(settings)
     # Until the server takes over, a signal must unwind the stack, so that the database is stopped.
     signal.signal(signal.SIGTERM, _interrupt)
     with (
         _listener(settings) as listener,
-        _figures_directory(settings) as directory,
+        figures_directory(settings.metrics_dir) as directory,
         _database(settings) as (dsn, kind),
     ):
         os.environ.update(
@@ -62,14 +61,17 @@ def serve(configuration: Configuration) -> None:
         )
         print(_start_line(settings, kind), flush=True)
         http.run(
-            "app.server.supervisor:create_worker_app", listener, settings, _n_workers(settings)
+            "app.server.supervisor:create_worker_app", listener, settings, settings.n_workers()
         )
 
 
 def migrate(settings: Settings) -> str:
     """Bring the schema of the database to the newest revision, and return which that is."""
     with contextlib.ExitStack() as stack:
-        dsn = settings.database_url or stack.enter_context(EmbeddedPostgres(settings.data_dir)).dsn
+        dsn = (
+            settings.database_url
+            or stack.enter_context(EmbeddedPostgres(data_dir_of(settings))).dsn
+        )
         asyncio.run(schema.upgrade(dsn))
     return schema.head_revision()
 
@@ -85,94 +87,30 @@ def create_worker_app() -> Litestar:
     return app
 
 
-def _check_exposure(settings: Settings) -> None:
-    """Refuse to let the network in without a key, unless told to."""
-    if settings.root_key or settings.allow_open:
-        return
-    if not _is_loopback(settings.host):
-        raise ConfigurationError(
-            f"HOST={settings.host!r}: anyone who reaches it could use the service: set SEALDEX_ROOT_KEY "
-            "(`sealdex keygen` makes one), or SEALDEX_ALLOW_OPEN=true if that is meant"
-        )
-    print(
-        "sealdex: no SEALDEX_ROOT_KEY is set, so any program on this machine can use the service",
-        file=sys.stderr,
-    )
-
-
-def _check_models_dir(settings: Settings) -> None:
-    if settings.models_dir is not None and not settings.models_dir.is_dir():
-        raise ConfigurationError(f"SEALDEX_MODELS_DIR={settings.models_dir} is no directory")
-
-
-def _check_tls(settings: Settings) -> None:
-    """Refuse a certificate or key that is missing, does not parse, or does not belong to the other."""
-    certificate, key = settings.ssl_cert_path, settings.ssl_key_path
-    if certificate is None and key is None:
-        return
-    if certificate is None or key is None:
-        given, missing = (
-            ("SSL_CERT_PATH", "SSL_KEY_PATH") if certificate else ("SSL_KEY_PATH", "SSL_CERT_PATH")
-        )
-        raise ConfigurationError(f"{given} is set, so {missing} must name a file too")
-    for variable, path in (("SSL_CERT_PATH", certificate), ("SSL_KEY_PATH", key)):
-        if not os.access(path, os.R_OK) or not path.is_file():
-            raise ConfigurationError(
-                f"{variable}={str(path)!r}: must name a PEM file that can be read"
-            )
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
-            certificate, key, password=_no_password
-        )
-    except (ssl.SSLError, ValueError) as error:
-        raise ConfigurationError(
-            f"SSL_CERT_PATH={str(certificate)!r} and SSL_KEY_PATH={str(key)!r}: must be a PEM certificate "
-            "and the unencrypted PEM key that belongs to it"
-        ) from error
-
-
-def _no_password() -> NoReturn:
-    """Refuse an encrypted key; OpenSSL would ask at the terminal."""
-    raise ValueError("the key is encrypted")
-
-
 def _listener(settings: Settings) -> socket.socket:
     """Return the socket that the workers will listen on; until they do, clients are refused."""
     family, address = _resolve(settings)
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     patience_ends = time.monotonic() + _PORT_PATIENCE_S
-    while True:
-        try:
-            listener.bind((address, settings.port))
-        except OSError as error:
-            # The workers of a service that was killed take a moment to notice.
-            if time.monotonic() > patience_ends:
-                listener.close()
-                raise ConfigurationError(
-                    f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}"
-                ) from error
-            time.sleep(0.2)
-        else:
-            return listener
+    # The workers of a service that was killed take a moment to notice.
+    while (refusal := _bound(listener, address, settings.port)) is not None:
+        if time.monotonic() > patience_ends:
+            listener.close()
+            raise ConfigurationError(
+                f"Cannot listen on {settings.host}:{settings.port}: {refusal.strerror}"
+            ) from refusal
+        time.sleep(0.2)
+    return listener
 
 
-@contextlib.contextmanager
-def _figures_directory(settings: Settings) -> Iterator[str]:
-    """Provide the directory where the workers share their figures, without those of an earlier start."""
-    if settings.metrics_dir is None:
-        with tempfile.TemporaryDirectory(prefix="sealdex-figures-") as directory:
-            yield directory
-        return
+def _bound(listener: socket.socket, address: str, port: int) -> OSError | None:
+    """Bind the socket, and return why that failed, if it did."""
     try:
-        settings.metrics_dir.mkdir(parents=True, exist_ok=True)
-        for path in settings.metrics_dir.glob("*.figures"):
-            path.unlink()
+        listener.bind((address, port))
     except OSError as error:
-        raise ConfigurationError(
-            f"SEALDEX_METRICS_DIR={str(settings.metrics_dir)!r}: must be a directory to write to"
-        ) from error
-    yield str(settings.metrics_dir)
+        return error
+    return None
 
 
 @contextlib.contextmanager
@@ -184,19 +122,23 @@ def _database(settings: Settings) -> Iterator[tuple[str, str]]:
         asyncio.run(_check(settings, settings.database_url))
         yield settings.database_url, "PostgreSQL at DATABASE_URL"
         return
-    # Each worker has two pools: one for searches, one for the rest.
-    n_connections = 2 * _n_workers(settings) * settings.pool_size + _SPARE_CONNECTIONS
+    n_connections = settings.n_connections() + _SPARE_CONNECTIONS
     with EmbeddedPostgres(
-        settings.data_dir, max_connections=max(n_connections, _MIN_CONNECTIONS)
-    ) as server:
-        asyncio.run(schema.upgrade(server.dsn))
-        yield server.dsn, f"embedded PostgreSQL in {server.data_dir}"
+        data_dir_of(settings), max_connections=max(n_connections, _MIN_CONNECTIONS)
+    ) as embedded:
+        asyncio.run(schema.upgrade(embedded.dsn))
+        yield embedded.dsn, f"embedded PostgreSQL in {embedded.data_dir}"
 
 
 async def _check(settings: Settings, dsn: str) -> None:
+    """Raise `ConfigurationError` unless the database will do; print what is short there."""
     engine = create_engine(settings, dsn)
     try:
         await check_database(engine)
+        async with engine.connect() as connection:
+            shortage = await server.connection_shortage(connection, settings.n_connections())
+        if shortage is not None:
+            print(f"sealdex: {shortage}", file=sys.stderr)
     finally:
         await engine.dispose()
 
@@ -207,12 +149,8 @@ def _start_line(settings: Settings, database: str) -> str:
     auth = "on" if settings.root_key else "OFF"
     return (
         f"sealdex {version('sealdex')}: {scheme}://{host}:{settings.port} · {database} · "
-        f"workers {_n_workers(settings)} · API key {auth}"
+        f"workers {settings.n_workers()} · API key {auth}"
     )
-
-
-def _n_workers(settings: Settings) -> int:
-    return settings.workers or len(os.sched_getaffinity(0))
 
 
 def _resolve(settings: Settings) -> tuple[socket.AddressFamily, str]:
@@ -228,19 +166,12 @@ def _resolve(settings: Settings) -> tuple[socket.AddressFamily, str]:
     return family, str(address[0])
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _interrupt(_signal: int, _frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
 def _end_with_supervisor() -> None:
-    """End this worker when its supervisor is gone, be it killed, or it would go on taking requests alone."""
+    """End this worker when its supervisor is gone: alone it would go on taking requests."""
     supervisor = multiprocessing.parent_process()
     if supervisor is not None:
         # Also when it went while this worker was starting.

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Self
 
-from sqlalchemy import Engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -26,8 +25,8 @@ from app.services.training import TrainingService
 from app.services.users import UserService
 from app.services.vectors import VectorService
 from app.settings import Settings
-from app.store.pg.engine import check_database, create_engine
-from app.store.pg.scan_pool import ScanPool
+from app.store.pg.engine import check_database
+from app.store.pg.pool import Pool
 from app.training.traffic import Traffic
 
 _EXPIRY_INTERVAL_S = 5.0
@@ -60,14 +59,14 @@ class ServiceContext:
         """
         if settings.database_url is None:
             raise ConfigurationError("DATABASE_URL is not set")
-        engine = create_engine(settings, settings.database_url)
-        lent = _pool_figures(engine.sync_engine, figures, 2 * settings.pool_size)
-        scan_pool = ScanPool(settings, settings.database_url, lent)
-        searcher = Searcher(scan_pool, settings.pool_size, settings.pool_timeout_s)
+        pool = Pool(settings, settings.database_url, _pool_figures(figures, settings.pool_size))
+        engine = pool.engine
+        searcher = Searcher(pool, settings.pool_size, settings.pool_timeout_s)
         opener = IndexOpener(engine, settings)
         embedder = Embedder(settings)
         embedding = EmbeddingService(embedder, settings)
         try:
+            await pool.open()
             await check_database(engine)
             indexes = IndexService(engine, opener, settings, embedding)
             indexes.sweep()
@@ -105,25 +104,16 @@ class ServiceContext:
                 await indexes.close()
         finally:
             searcher.close()
-            scan_pool.close()
             embedder.close()
-            await engine.dispose()
+            await pool.close()
 
 
-def _pool_figures(engine: Engine, figures: Figures | None, size: int) -> Callable[[int], None]:
-    """Keep the figures of the connection pools up to date; return what other pools tell how many more they lend."""
-    n_in_use = 0
-
-    def lent(n_more: int) -> None:
-        nonlocal n_in_use
-        n_in_use += n_more
-        if figures is not None:
-            figures.set_pool(n_in_use, size)
-
-    event.listen(engine, "checkout", lambda *_: lent(1))
-    event.listen(engine, "checkin", lambda *_: lent(-1))
-    lent(0)
-    return lent
+def _pool_figures(figures: Figures | None, size: int) -> Callable[[int], None]:
+    """Return what the pool tells how many of its `size` connections are lent."""
+    if figures is None:
+        return lambda _: None
+    figures.set_pool(0, size)
+    return lambda n_lent: figures.set_pool(n_lent, size)
 
 
 async def _expire_keys(opener: IndexOpener) -> None:

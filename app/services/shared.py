@@ -2,8 +2,11 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from copy import copy
 from time import monotonic
 from typing import Generic, TypeVar
+
+from app.errors import AppError
 
 Answer = TypeVar("Answer")
 
@@ -22,7 +25,11 @@ class Shared(Generic[Answer]):
         if self._task is None or (self._task.done() and monotonic() >= self._good_until):
             self._task = asyncio.create_task(self._looked())
         # Who goes away does not end the look of the others.
-        return await asyncio.shield(self._task)
+        try:
+            return await asyncio.shield(self._task)
+        except AppError as error:
+            # A copy: each raise adds to the traceback of an error.
+            raise copy(error).with_traceback(None) from None
 
     async def _looked(self) -> Answer:
         try:

@@ -27,14 +27,15 @@ from app.engine import packed, plan
 from app.engine.filtered import FilteredSearch, Known
 from app.engine.keyed import KeyedIndex, encoder_for
 from app.engine.search import Searcher, open_metadata
-from app.engine.sketches.encoder import Encoder, EncoderParameters
+from app.engine.sketches.encoder import Encoder
+from app.engine.sketches.parameters import EncoderParameters
 from app.observe.stages import stage, timed
 from app.services import audit
 from app.services.access import IndexOpener
 from app.services.embedding import EmbeddingService
 from app.services.training import TrainingService
 from app.settings import Settings
-from app.store.pg.scan_pool import ScanPool
+from app.store.pg.pool import Pool
 
 
 class VectorService:
@@ -84,7 +85,9 @@ class VectorService:
         self, opened: KeyedIndex, batch: batches.Batch, access: IndexAccess
     ) -> UpsertOutcome:
         index = opened.index
-        encoder = opened.encoder or _first_encoder(opened, batch.vectors)
+        encoder = opened.encoder
+        if encoder is None:
+            encoder = await asyncio.to_thread(_first_encoder, opened, batch.vectors)
         sealed = await asyncio.to_thread(batches.seal, batch, opened, encoder)
         async with stage("sql"), self._engine.begin() as connection:
             await store.indexes.share_encoder(connection, index)
@@ -142,7 +145,7 @@ class VectorService:
         return plan.scan(opened, query, top_k, self._settings.target_recall)
 
     def _filtered(
-        self, connections: ScanPool, opened: KeyedIndex, tree: filters.nodes.Node
+        self, connections: Pool, opened: KeyedIndex, tree: filters.nodes.Node
     ) -> FilteredSearch:
         return FilteredSearch(
             connections, opened, tree, self._known, self._settings.statement_timeout_ms
@@ -216,7 +219,7 @@ class VectorService:
 
 
 def _first_encoder(opened: KeyedIndex, vectors: Matrix) -> Encoder:
-    parameters = EncoderParameters.initial(opened.index.metric, vectors)
+    parameters = EncoderParameters.fit(0, opened.index.metric, vectors)
     return encoder_for(opened.index, opened.keys, parameters)
 
 

@@ -1,6 +1,7 @@
 """Is the database as the service needs it? Looked at by `sealdex doctor`."""
 
 import shutil
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -8,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.errors import ConfigurationError
 from app.settings import Settings
-from app.store import audit, schema
+from app.store import audit, schema, server
 
 _MB = 1024 * 1024
 _MIN_MAINTENANCE_MB = 64
@@ -24,9 +25,9 @@ class Finding(NamedTuple):
     text: str
 
 
-async def findings(connection: AsyncConnection) -> list[Finding]:
-    """Return what was found, the schema first: without it little else can be said."""
-    found = await _server(connection)
+async def findings(connection: AsyncConnection, settings: Settings) -> list[Finding]:
+    """Return what was found, the schema first: without a schema little else can be said."""
+    found = [*await _server(connection), await _room_for_workers(connection, settings)]
     if any(one.state == "problem" for one in found):
         return found
     return [
@@ -69,6 +70,16 @@ async def _server(connection: AsyncConnection) -> list[Finding]:
         ),
         Finding("ok", "database size", f"{facts.size // _MB:,} MB"),
     ]
+
+
+async def _room_for_workers(connection: AsyncConnection, settings: Settings) -> Finding:
+    if settings.database_url is None:
+        return Finding("ok", "connections of the workers", "the embedded database has enough")
+    n_wanted = settings.n_connections()
+    shortage = await server.connection_shortage(connection, n_wanted)
+    if shortage is not None:
+        return Finding("warning", "connections of the workers", shortage)
+    return Finding("ok", "connections of the workers", f"at most {n_wanted}")
 
 
 def _setting(name: str, value_mb: int, minimum_mb: int) -> Finding:
@@ -142,10 +153,13 @@ async def _audit(connection: AsyncConnection) -> list[Finding]:
     return [Finding("ok", "audit log", "whole")]
 
 
-def disk_space(settings: Settings) -> list[Finding]:
-    """Return whether the disk of the embedded database has room; of another server's disk SQL says nothing."""
-    if settings.database_url is not None:
-        return [Finding("ok", "disk space", "is that of the database server; look there")]
-    free = shutil.disk_usage(settings.data_dir).free
+def disk_space(data_dir: Path | None) -> Finding:
+    """Return whether the disk of the embedded database in `data_dir` has room.
+
+    None is for a database on another server, of whose disk SQL says nothing.
+    """
+    if data_dir is None:
+        return Finding("ok", "disk space", "is that of the database server; look there")
+    free = shutil.disk_usage(data_dir).free
     state = "ok" if free >= _MIN_FREE_BYTES else "problem"
-    return [Finding(state, "disk space", f"{free // _MB:,} MB free in {settings.data_dir}")]
+    return Finding(state, "disk space", f"{free // _MB:,} MB free in {data_dir}")

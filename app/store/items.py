@@ -17,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain import Index
 from app.store.partitions import TOAST_TUPLE_TARGET
 from app.store.pg import copy_rows
-from app.store.pg.engine import ItemKeys, driver
+from app.store.pg.adapters import ItemKeys
+from app.store.pg.engine import driver
 from app.store.tables import partition_name, sketch_column
 
 _ID_CHUNK = 10_000

@@ -13,11 +13,13 @@ from psycopg import errors as pg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from app import errors
 from app.store.tables import dropped_indexes, items, ivf_name, partition_name, sketch_column
 
 # A row of up to 8 KB, with a vector of 1,536 float32, stays in one piece: a TOAST fetch for each
 # candidate would cost more than the scan.
 TOAST_TUPLE_TARGET = 8160
+_SOMEBODY_ELSE = (pg.ObjectNotInPrerequisiteState, pg.UndefinedTable, pg.LockNotAvailable)
 
 
 async def create(connection: AsyncConnection, index_id: UUID) -> None:
@@ -53,8 +55,11 @@ def sketch_expression(encoder_version: int, sketch_bits: int) -> str:
 
 
 def in_generation(generation: int) -> str:
-    """Return a condition that is true of every item: an item key has 16 bytes, this literal has 4."""
-    return rf"item_key <> '\x{generation:08x}'"
+    """Return a condition that is true of every item: an item key has 16 bytes, this literal has 4.
+
+    The literal says itself what a backslash means in it, which a role may set otherwise.
+    """
+    return rf"item_key <> E'\\x{generation:08x}'"
 
 
 async def drop_deleted(engine: AsyncEngine) -> None:
@@ -85,12 +90,10 @@ async def _detach(connection: AsyncConnection, index_id: UUID) -> bool:
         await connection.exec_driver_sql(
             f"ALTER TABLE {items.name} DETACH PARTITION {partition_name(index_id)} {how}"
         )
-    except DBAPIError as error:
+    except (DBAPIError, errors.Unavailable) as error:
         # PostgreSQL detaches one partition of a table at a time; whoever drops the next will see to
         # this one.
-        if isinstance(
-            error.orig, pg.ObjectNotInPrerequisiteState | pg.UndefinedTable | pg.LockNotAvailable
-        ):
+        if isinstance(getattr(error, "orig", error.__cause__), _SOMEBODY_ELSE):
             return False
         raise
     return True

@@ -27,7 +27,8 @@ from app.domain import AuditEntry, Index, Matrix, TrainingResult
 from app.engine.keyed import KeyedIndex, open_row
 from app.engine.opening import chunk_items, open_slice, open_vectors, slices
 from app.engine.sketches import samples
-from app.engine.sketches.encoder import Encoder, EncoderParameters
+from app.engine.sketches.encoder import Encoder
+from app.engine.sketches.parameters import EncoderParameters
 from app.engine.sketches.samples import SealedVector
 from app.settings import Settings
 from app.store.pg.engine import maintenance_connection

@@ -36,10 +36,12 @@ def upgrade() -> None:
     _create_item_counts()
     _create_dropped_indexes()
     op.execute(
-        "COMMENT ON TABLE alembic_version IS 'Revision of this schema, written by sealdex migrate'"
+        "COMMENT ON TABLE sealdex_alembic_version IS"
+        " 'Revision of this schema, written by sealdex migrate'"
     )
     op.execute(
-        "COMMENT ON COLUMN alembic_version.version_num IS 'Number of the last migration that was applied'"
+        "COMMENT ON COLUMN sealdex_alembic_version.version_num IS"
+        " 'Number of the last migration that was applied'"
     )
 
 

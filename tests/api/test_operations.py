@@ -129,7 +129,7 @@ async def test_ready_depends_on_the_schema_and_health_does_not(
     async with serve(settings) as client:
         assert (await client.get("/v1/ready")).json() == {"status": "ready"}
         with psycopg.connect(database_dsn) as database:
-            database.execute("UPDATE alembic_version SET version_num = '0000'")
+            database.execute("UPDATE sealdex_alembic_version SET version_num = '0000'")
         answer = await client.get("/v1/ready")
         assert answer.status_code == 503
         assert "0000" in answer.json()["detail"]

@@ -38,6 +38,13 @@ linked by the closest sketch (chance is {chance}); no item key is in both. Last 
 the same item is stored again, and when its vector is stored under another id.
 
 {table}"""
+_VERSIONS = """## (h) Old versions
+
+Fifteen versions of an item lie in old copies of the table. Share of the bits of the last one that the majority of all
+versions gets wrong, by the change between versions as a share of the vector's length. Below the share of flips, noise
+has averaged away.
+
+{table}"""
 _FREQUENCY = """## (e) Frequency attack on tokens
 
 The column `tokens` as upserts write it: one array an item, sorted. Tokens are deterministic: the k-th most frequent
@@ -67,6 +74,7 @@ def render(figures: dict[str, Any], docs: Path) -> None:
         _structure(settings),
         _frequency(figures["frequency"]),
         _price(settings),
+        _versions(settings),
     ]
     (docs / "attack-report.md").write_text("\n".join(parts))
     (docs / "images").mkdir(exist_ok=True)
@@ -178,6 +186,17 @@ def _structure(settings: list[dict[str, Any]]) -> str:
     return _STRUCTURE.format(
         chance=f"{settings[0]['linked']['chance']:.4f}", table=_table(head, rows)
     )
+
+
+def _versions(settings: list[dict[str, Any]]) -> str:
+    measured = [one for one in settings if "versions" in one]
+    if not measured:
+        return ""
+    changes = list(measured[0]["versions"])
+    rows = [
+        [_name(one), *(f"{one['versions'][change]:.3f}" for change in changes)] for one in measured
+    ]
+    return _VERSIONS.format(table=_table(["setting", *changes], rows))
 
 
 def _frequency(fields: dict[str, dict[str, float]]) -> str:

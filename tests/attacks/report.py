@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.attacks import frequency, price, structure
+from tests.attacks import frequency, price, structure, versions
 from tests.attacks.alignment import align
 from tests.attacks.corpus import Corpus, unit
 from tests.attacks.decoders import (
@@ -88,6 +88,10 @@ def _attacks(stolen: StolenIndex, corpus: Corpus, setting: Setting) -> dict[str,
         "neighbours": structure.neighbours_shown(stolen),
         "linked": structure.linked_across_indexes(corpus.vectors, setting),
         "upserts": structure.linked_across_upserts(corpus.vectors, setting),
+        "versions": {
+            f"{change:g}": share
+            for change, share in versions.averaged(corpus.vectors, setting).items()
+        },
         "membership": {
             count: structure.membership_advantage(stolen, corpus.queries, _decoder(stolen, count))
             for count in (200, 2_000)

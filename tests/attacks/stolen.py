@@ -7,7 +7,8 @@ import numpy as np
 
 from app.crypto import tokens
 from app.domain import Matrix, Metric, Sketches
-from app.engine.sketches.encoder import Encoder, EncoderParameters
+from app.engine.sketches.encoder import Encoder
+from app.engine.sketches.parameters import COINS_OF_BITS, EncoderParameters
 
 FIT_SAMPLE = 10_000
 
@@ -44,9 +45,12 @@ def steal(vectors: Matrix, setting: Setting, secret: str = "one") -> StolenIndex
     return StolenIndex(setting, encoder, as_signs(stored), encoder._lift(vectors))
 
 
-def make_encoder(vectors: Matrix, setting: Setting, secret: str) -> Encoder:
+def make_encoder(
+    vectors: Matrix, setting: Setting, secret: str, coins: int = COINS_OF_BITS
+) -> Encoder:
     """Return the encoder of a trained index that holds `vectors`."""
-    parameters = EncoderParameters.fit(1, Metric.COSINE, vectors[:FIT_SAMPLE])
+    fitted = EncoderParameters.fit(1, Metric.COSINE, vectors[:FIT_SAMPLE])
+    parameters = EncoderParameters(1, fitted.mean, fitted.scale, coins)
     key = hashlib.sha256(b"sketch" + secret.encode()).digest()
     return Encoder(key, vectors.shape[1], Metric.COSINE, setting.bits, setting.noise, parameters)
 

@@ -10,7 +10,8 @@ import functools
 import numpy as np
 import pytest
 
-from tests.attacks import frequency, report, structure
+from app.engine.sketches.parameters import COINS_OF_VECTORS
+from tests.attacks import frequency, report, structure, versions
 from tests.attacks.alignment import align
 from tests.attacks.corpus import Corpus
 from tests.attacks.decoders import mean_cosine
@@ -99,6 +100,16 @@ def test_storing_again_gains_nothing_and_a_copy_has_flips_of_its_own() -> None:
     assert differing["same_item"] == 0
     # Two sketches with independent flips of probability p differ in 2 p (1 - p) of their bits.
     assert differing["same_vector"] == pytest.approx(2 * 0.1 * 0.9, abs=0.01)
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.2])
+def test_noise_does_not_average_away_over_versions(noise: float) -> None:
+    setting = Setting(DEFAULT.bits, noise)
+    wrong = versions.averaged(corpus().vectors, setting, n_items=100)
+    assert min(wrong.values()) >= 0.9 * noise
+    # The attack works on the coins of before, or its figure would say nothing.
+    before = versions.averaged(corpus().vectors, setting, n_items=100, coins=COINS_OF_VECTORS)
+    assert max(before.values()) < 0.5 * noise
 
 
 def test_flips_are_tossed_for_every_item_and_every_bit_alone() -> None:

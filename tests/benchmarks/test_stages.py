@@ -1,16 +1,24 @@
 """Where the time of a query goes, by the service's own figures: the stages of docs/metrics.md."""
 
 import re
+from timeit import repeat
 from typing import Any
 
 import httpx
 
+from app.observe.figures import Figures
+from app.observe.stages import Stopwatch
 from tests.benchmarks.client import KEY, Connection, request
 from tests.benchmarks.conftest import INDEX, Report
 from tests.benchmarks.data import Data
 from tests.service.conftest import Service
 
 N_MEASURED = 500
+N_TIMED = 2_000
+STAGES_OF_A_QUERY = (
+    *("receive", "parse", "unwrap", "sketch", "sql"),
+    *("pool", "open", "rerank", "encode"),
+)
 KINDS: dict[str, dict[str, Any]] = {
     "top 10": {"top_k": 10},
     "top 100": {"top_k": 100},
@@ -34,6 +42,22 @@ def test_stages_of_a_query(trained: Service, dataset: Data, report: Report) -> N
     for row in rows:
         print_table(row["query"], row["stages_ms"])
     report("stages", {"data": dataset.name, "n_items": len(dataset.ids), "rows": rows})
+
+
+def test_timing_a_request_costs_microseconds() -> None:
+    """Print what the stopwatch and the figures of one query cost."""
+    figures = Figures(["/v1/vectors/query"])
+
+    def time_a_request() -> None:
+        watch = Stopwatch("request")
+        for name in STAGES_OF_A_QUERY:
+            watch.enter(name)
+            watch.leave()
+        figures.count_request("/v1/vectors/query", 200)
+        figures.observe_request("/v1/vectors/query", watch.total(), watch.seconds)
+
+    best = min(repeat(time_a_request, number=N_TIMED, repeat=5)) / N_TIMED
+    print(f"\ntiming a request: {best * 1e6:.1f} µs")
 
 
 def stages(service: Service, dataset: Data, options: dict[str, Any]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """What a training takes: time, memory, and the patience of the queries that go on meanwhile."""
 
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,14 +27,13 @@ THINK_S = 0.02
 
 
 @pytest.fixture(scope="module")
-def untrained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def untrained() -> Iterator[Service]:
     """A service that trains on request only."""
-    service = new_service(tmp_path_factory.mktemp("training"), AUTO_TRAIN_DISABLED="true")
-    for directory in (service.data_dir, *service.data_dir.parents):
-        directory.chmod(directory.stat().st_mode | 0o011)
-    service.start()
-    yield service
-    service.stop()
+    with tempfile.TemporaryDirectory(prefix="sealdex-bench-") as directory:
+        service = new_service(Path(directory), AUTO_TRAIN_DISABLED="true")
+        service.start()
+        yield service
+        service.stop()
 
 
 def test_training_of_the_data_set(untrained: Service, dataset: Data, report: Report) -> None:

@@ -28,7 +28,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from app.server.postgres import _bin_dir
+from app.server.programs import bin_dir
 from tests.crash import checks
 from tests.crash.client import Broken, Client
 from tests.service.conftest import Service, new_service, workers_of
@@ -293,7 +293,7 @@ class Run:
 
 def crash(n_cycles: int, seed: int) -> str:
     """Run `n_cycles` cycles and return the figures. Raises `Broken`, naming seed, cycle and where the data is."""
-    assert (_bin_dir() / "postgres").exists()
+    assert (bin_dir() / "postgres").exists()
     directory = Path(tempfile.mkdtemp(prefix="sealdex-crash-"))
     service = new_service(
         directory, SEALDEX_WORKERS="2", SEALDEX_AUDIT_READS="true", SEALDEX_LOG_LEVEL="INFO"

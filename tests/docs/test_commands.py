@@ -1,8 +1,9 @@
-"""Every command in the docs is run: the fenced `sh` blocks of a page as a reader would, its `sql` as the auditor.
+"""Every command in the docs is run: `sh` and `python` by a reader, `sql` by the auditor.
 
 Blocks fenced as `text` need another machine, a container engine or a database that is not there;
 what they say is done by other tests: `make serve` and `sealdex serve` by all in `tests/service`,
-the restores by `test_backup.py`.
+the restores by `test_backup.py`. The page about embeddings needs a model: `tests/embeddings` runs
+its code.
 """
 
 import json
@@ -18,12 +19,21 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from app.server.postgres import _bin_dir
+from app.server.programs import bin_dir
 from tests.service.conftest import Service
 
 DOCS = Path(__file__).parents[2] / "docs"
-BLOCK = re.compile(r"^```(sh|sql)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = sorted(path for path in DOCS.glob("*.md") if BLOCK.search(path.read_text()))
+README = DOCS.parent / "README.md"
+BLOCK = re.compile(r"^```(sh|sql|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = [
+    page
+    for page in (README, *sorted(DOCS.glob("*.md")))
+    if BLOCK.search(page.read_text()) and page.stem != "embeddings"
+]
+# They create an index themselves, the others find one.
+FIRST_STEPS = {"README", "quickstart"}
+# The address that the pages have.
+ADDRESS = re.compile(r"(?:localhost|127\.0\.0\.1):8000")
 # The database's owner runs these, once; the others are the auditor's.
 OF_THE_OWNER = ("GRANT", "CREATE ROLE", "ALTER DEFAULT")
 KEY = secrets.token_hex(32)
@@ -31,7 +41,7 @@ KEY = secrets.token_hex(32)
 
 @pytest.fixture
 def place(service: Service, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The environment of a reader: a service, its database, an index to work with, the programs on the PATH."""
+    """The environment of a reader: a service, its database, an index, the programs on the PATH."""
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "sealdex").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m app "$@"\n')
@@ -45,7 +55,7 @@ def place(service: Service, tmp_path: Path) -> Iterator[dict[str, str]]:
             for name, value in os.environ.items()
             if not name.startswith(("SEALDEX_", "DATABASE_"))
         },
-        "PATH": f"{programs}:{_bin_dir()}:{os.environ['PATH']}",
+        "PATH": f"{programs}:{bin_dir()}:{os.environ['PATH']}",
         "PYTHONPATH": str(DOCS.parent),
         "DATABASE_URL": service.dsn,
         "SEALDEX_URL": service.url,
@@ -58,30 +68,34 @@ def place(service: Service, tmp_path: Path) -> Iterator[dict[str, str]]:
 def test_the_commands_of_a_page_work(
     page: Path, service: Service, place: dict[str, str], tmp_path: Path
 ) -> None:
-    blocks = BLOCK.findall(page.read_text())
-    script = "\n".join(text for language, text in blocks if language == "sh")
-    if page.stem != "quickstart":
+    text = ADDRESS.sub(f"127.0.0.1:{service.port}", page.read_text())
+    blocks: dict[str, list[str]] = {"sh": [], "sql": [], "python": []}
+    for language, block in BLOCK.findall(text):
+        blocks[language].append(block)
+    if page.stem not in FIRST_STEPS:
         demo = {"index_name": "demo", "index_key": KEY}
         assert service.post("indexes/create", {**demo, "dimension": 3}).status_code == 200
     try:
-        done = subprocess.run(
-            ["/bin/sh", "-euc", script],
-            env=place,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        answers = run(["/bin/sh", "-euc", "\n".join(blocks["sh"])], place, tmp_path)
         # The answers follow each other without a line's end.
-        assert not re.search(r'(^|[}\n])\{"detail":', done.stdout), done.stdout
+        assert not re.search(r'(^|[}\n])\{"detail":', answers), answers
+        run([sys.executable, "-c", "\n".join(blocks["python"])], place, tmp_path)
         with psycopg.connect(service.dsn) as database:
-            run_sql(database, [text for language, text in blocks if language == "sql"])
+            run_sql(database, blocks["sql"])
             database.rollback()
     finally:
-        # By SQL, since the quick start makes a key of its own.
+        # By SQL, since pages make keys of their own.
         with psycopg.connect(service.dsn) as database:
-            database.execute("DELETE FROM indexes WHERE name = 'demo'")
+            database.execute("DELETE FROM indexes WHERE name IN ('demo', 'docs')")
+
+
+def run(command: list[str], place: dict[str, str], directory: Path) -> str:
+    """Run a command to its good end, and return what it prints."""
+    done = subprocess.run(
+        command, env=place, cwd=directory, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def run_sql(database: psycopg.Connection, blocks: list[str]) -> None:
@@ -93,29 +107,3 @@ def run_sql(database: psycopg.Connection, blocks: list[str]) -> None:
             # The migration has made the role on this server already.
             if not statement.startswith("CREATE ROLE"):
                 database.execute(statement)
-
-
-def test_every_page_is_reached_from_the_readme() -> None:
-    reached, new = set[Path](), {DOCS.parent / "README.md"}
-    while new:
-        reached |= new
-        new = {
-            target for page in new for target in links_of(page) if target.suffix == ".md"
-        } - reached
-    assert set(DOCS.glob("*.md")) <= reached
-
-
-def test_every_link_between_pages_leads_somewhere() -> None:
-    for page in DOCS.glob("*.md"):
-        for target in links_of(page):
-            assert target.exists(), f"{page.name}: {target}"
-
-
-def links_of(page: Path) -> set[Path]:
-    """The files that a page links to, whether they are there or not."""
-    if not page.is_file():
-        return set()
-    return {
-        (page.parent / target).resolve()
-        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text())
-    }

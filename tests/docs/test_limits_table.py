@@ -7,7 +7,7 @@ import pytest
 
 from app.domain import MAX_DIMENSION
 from app.engine import batch, metadata_schema
-from app.filters import grammar, terms
+from app.filters import grammar, operands, terms
 from app.settings import Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "guarantees.md").read_text().partition("## Limits")[2]
@@ -20,12 +20,12 @@ CONSTANTS = {
     "a filter": [
         *(
             grammar.MAX_DEPTH,
-            grammar.MAX_NODES,
+            grammar.MAX_CONDITIONS,
             grammar.MAX_VALUES,
             grammar.MAX_COMPOSITE_VALUES,
             grammar.MAX_PATTERNS,
         ),
-        *(grammar.MAX_PATTERN_LENGTH, grammar.MAX_PATH_LENGTH, grammar.MAX_PATH_LEVELS),
+        *(operands.MAX_PATTERN_LENGTH, operands.MAX_PATH_LENGTH, operands.MAX_PATH_LEVELS),
     ],
     "tokens": [terms.MAX_TERMS_OF_FIELD, terms.MAX_TERMS_OF_ITEM],
 }

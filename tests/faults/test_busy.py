@@ -9,7 +9,7 @@ import pytest
 from tests.api.conftest import RemoteIndex, serve
 from tests.faults.conftest import settings_on
 from tests.faults.postgres import Postgres
-from tests.service.test_serving import wait_until_blocked
+from tests.locks import wait_until_blocked
 
 ITEM = {"id": "a", "vector": [1, 2]}
 PATIENCE_S = 1.0

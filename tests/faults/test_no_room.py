@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import pwd
 import shutil
 import subprocess
 import tempfile
@@ -54,7 +53,7 @@ def small_disk(postgres: Postgres) -> Iterator[Path]:
         try:
             tablespace = disk / "tablespace"
             tablespace.mkdir(mode=0o700)
-            shutil.chown(tablespace, pwd.getpwnam("pgserver").pw_uid)
+            shutil.chown(tablespace, postgres.account.uid)
             _run(postgres.dsn, f"CREATE TABLESPACE small LOCATION '{tablespace}'")
             yield disk
             _run(postgres.dsn, "DROP TABLESPACE small")

@@ -2,17 +2,16 @@
 
 import os
 import socket
-from contextlib import closing
 
 import psycopg
 import pytest
 
 from app.settings import Settings
-from app.store.pg.scan_pool import ScanPool
+from app.store.pg.connection import connect
 from tests.faults.postgres import Way
 
 
-def socket_options(raw: psycopg.Connection[object]) -> tuple[int, ...]:
+def socket_options(raw: psycopg.AsyncConnection[object]) -> tuple[int, ...]:
     with socket.socket(fileno=os.dup(raw.fileno())) as own:
         is_on = own.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         options = (
@@ -33,8 +32,8 @@ def socket_options(raw: psycopg.Connection[object]) -> tuple[int, ...]:
     ],
     ids=["ours", "another time", "none"],
 )
-def test_a_connection_finds_out_that_the_host_is_gone(
+async def test_a_connection_finds_out_that_the_host_is_gone(
     way: Way, given: str, expected: tuple[int, ...]
 ) -> None:
-    with closing(ScanPool(Settings(), way.dsn + given)) as pool, pool.lend_blocking() as raw:
+    async with await connect(Settings(), way.dsn + given) as raw:
         assert socket_options(raw)[: len(expected)] == expected

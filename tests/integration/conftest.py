@@ -1,15 +1,14 @@
 """What tests of the database share."""
 
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator
 
 import pytest
 
 from app.settings import Settings
-from app.store.pg.scan_pool import ScanPool
+from app.store.pg.pool import Pool
 
 
 @pytest.fixture
-def pool(settings: Settings, database_dsn: str) -> Iterator[ScanPool]:
-    with closing(ScanPool(settings, database_dsn)) as pool:
+async def pool(settings: Settings, database_dsn: str) -> AsyncIterator[Pool]:
+    async with Pool(settings, database_dsn) as pool:
         yield pool

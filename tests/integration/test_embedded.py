@@ -36,8 +36,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    return tmp_path / "data"
+def data_dir(open_path: Path) -> Path:
+    return open_path / "data"
 
 
 @pytest.fixture
@@ -109,8 +109,8 @@ def test_a_socket_lock_that_names_a_living_process_is_stale(data_dir: Path) -> N
     with EmbeddedPostgres(data_dir, overrides=QUICK) as server:
         lock = data_dir / "postgres" / ".s.PGSQL.5432.lock"
         left = lock.read_text().splitlines()
-        identity = server._identity
-    with subprocess.Popen(["/bin/sleep", "60"], **identity) as other:
+        options = server.account.options()
+    with subprocess.Popen(["/bin/sleep", "60"], **options) as other:
         lock.write_text("\n".join([str(other.pid), *left[1:]]) + "\n")
         (data_dir / "postgres" / "postmaster.pid").write_text(lock.read_text())
         with EmbeddedPostgres(data_dir, overrides=QUICK) as server:
@@ -121,11 +121,13 @@ def test_a_socket_lock_that_names_a_living_process_is_stale(data_dir: Path) -> N
 @pytest.mark.parametrize(
     "name", ["a" * 120, "a, b and 'c'"], ids=["too long", "quotes and a comma"]
 )
-def test_a_path_that_no_socket_can_have_gets_a_private_directory(tmp_path: Path, name: str) -> None:
-    with EmbeddedPostgres(tmp_path / name, overrides=QUICK) as server:
+def test_a_path_that_no_socket_can_have_gets_a_private_directory(
+    open_path: Path, name: str
+) -> None:
+    with EmbeddedPostgres(open_path / name, overrides=QUICK) as server:
         socket_dir = Path(str(_ask(server, "SHOW unix_socket_directories")))
         assert stat.S_IMODE(socket_dir.stat().st_mode) == 0o700
-        assert socket_dir.parent != tmp_path
+        assert socket_dir.parent != open_path
     assert not socket_dir.exists()
 
 

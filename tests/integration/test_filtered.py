@@ -22,8 +22,8 @@ from app.engine.sketches import estimates, token_scan, token_search, token_sets
 from app.services.context import ServiceContext
 from app.settings import Settings
 from app.store.pg import packed_rows
-from app.store.pg.engine import Tokens
-from app.store.pg.scan_pool import ScanPool
+from app.store.pg.adapters import Tokens
+from app.store.pg.pool import Pool
 from tests import filter_strategies, naive_filters
 
 pytestmark = pytest.mark.anyio
@@ -297,7 +297,7 @@ async def test_fields_that_are_not_filterable_have_no_tokens_and_are_found_all_t
 
 @pytest.mark.parametrize("is_analysed", [False, True])
 async def test_the_plans_use_the_indexes_they_are_made_for(
-    services: ServiceContext, pool: ScanPool, engine: AsyncEngine, is_analysed: bool
+    services: ServiceContext, pool: Pool, engine: AsyncEngine, is_analysed: bool
 ) -> None:
     await fill(services)
     async with engine.connect() as connection:
@@ -307,10 +307,10 @@ async def test_the_plans_use_the_indexes_they_are_made_for(
             statistics = sa.text("SELECT tablename FROM pg_stats WHERE attname = 'tokens'")
             assert (await connection.execute(statistics)).all() == []
     clauses = [Tokens([bytes(8)]), Tokens([bytes(8), bytes([1] * 8)])]
-    with pool.lend_blocking() as raw:
+    async with pool.lend() as raw:
         sketch = bytes((index.sketch_bits or 0) // 8)
-        by_tokens = token_scan.explain(raw, index, [sketch], clauses, uses_tokens=True)
-        by_sketch = token_scan.explain(raw, index, [sketch], clauses, uses_tokens=False)
+        by_tokens = await token_scan.explain(raw, index, [sketch], clauses, uses_tokens=True)
+        by_sketch = await token_scan.explain(raw, index, [sketch], clauses, uses_tokens=False)
     assert f"Bitmap Index Scan on {store.tables.partition_name(index.id)}_tokens_idx" in by_tokens
     assert f"Index Scan using {store.tables.ivf_name(index.id, 1)}" in by_sketch
     for text in (by_tokens, by_sketch):
@@ -337,7 +337,7 @@ async def test_long_lists_are_found_though_they_have_no_tokens_of_their_own(
         assert await services.vectors.count(ACCESS, wanted) == 1
 
 
-async def test_a_filter_that_takes_too_long_is_given_up(settings: Settings, pool: ScanPool) -> None:
+async def test_a_filter_that_takes_too_long_is_given_up(settings: Settings, pool: Pool) -> None:
     async with ServiceContext.open(settings) as services:
         await fill(services)
         assert await services.vectors.count(ACCESS) == N_ITEMS
@@ -346,7 +346,7 @@ async def test_a_filter_that_takes_too_long_is_given_up(settings: Settings, pool
         search = filtered.FilteredSearch(pool, opened, tree, filtered.Known(), timeout_ms=1)
         await asyncio.sleep(0.01)
         with pytest.raises(errors.Unavailable, match="too long"):
-            search.count()
+            await search.count()
 
 
 async def test_a_changed_metadata_value_is_reported_and_never_skipped(

@@ -69,7 +69,7 @@ def test_an_empty_database_goes_to_head_and_back(alembic: Alembic, empty_dsn: st
     _create_index_by_hand(empty_dsn)
     assert "No new upgrade operations" in alembic("check")
     alembic("downgrade", "base")
-    assert _tables(empty_dsn) == {"alembic_version"}
+    assert _tables(empty_dsn) == {"sealdex_alembic_version"}
     alembic("upgrade", "head")
 
 

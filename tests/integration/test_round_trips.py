@@ -1,10 +1,11 @@
 """What a request costs in statements, round trips and rows: counted on the wire, not timed."""
 
+import asyncio
 import re
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,7 +18,7 @@ from app.domain import Caller, Candidates, IndexAccess, Item, NewIndex, Query
 from app.engine.sketches import estimates, sketch_scan
 from app.services.context import ServiceContext
 from app.settings import Settings
-from app.store.pg.scan_pool import ScanPool
+from app.store.pg.pool import Pool
 
 D = 32
 N_ITEMS = 700
@@ -29,7 +30,7 @@ QUERY = np.random.default_rng(1).standard_normal((3, D)).astype(np.float32)
 
 @pytest.fixture
 async def services(settings: Settings) -> AsyncIterator[ServiceContext]:
-    """One connection a pool, so that it is the one traced."""
+    """A pool of one connection, so that it is the one traced."""
     async with ServiceContext.open(
         Settings(database_url=settings.database_url, pool_size=1)
     ) as context:
@@ -40,18 +41,20 @@ async def services(settings: Settings) -> AsyncIterator[ServiceContext]:
         yield context
 
 
-@contextmanager
-def counted(pool: ScanPool, path: Path) -> Iterator[Counter[str]]:
-    """Count the messages of the protocol on the pool's connection, by name, until the block ends."""
+@asynccontextmanager
+async def counted(pool: Pool, path: Path) -> AsyncIterator[Counter[str]]:
+    """Count the messages of the protocol on the pool's connection until the block ends."""
     counts: Counter[str] = Counter()
-    with pool.lend_blocking() as raw:
+    async with pool.lend() as raw:
         pgconn = raw.pgconn
     with path.open("w+") as trace:
         pgconn.trace(trace.fileno())
         pgconn.set_trace_flags(Trace.SUPPRESS_TIMESTAMPS)
         yield counts
         pgconn.untrace()
-        counts.update(" ".join(found) for found in _MESSAGE.findall(path.read_text()))
+        counts.update(
+            " ".join(found) for found in _MESSAGE.findall(await asyncio.to_thread(path.read_text))
+        )
 
 
 async def search(services: ServiceContext, tmp_path: Path, query: Query) -> Counter[str]:
@@ -63,11 +66,9 @@ async def search(services: ServiceContext, tmp_path: Path, query: Query) -> Coun
         found.extend(await nearest(*args, **options))
         return found
 
-    with (
-        patch.object(sketch_scan, "nearest", remembered),
-        counted(services.vectors._searcher._connections, tmp_path / "trace") as counts,
-    ):
-        await services.vectors.query(ACCESS, query)
+    with patch.object(sketch_scan, "nearest", remembered):
+        async with counted(services.vectors._searcher._connections, tmp_path / "trace") as counts:
+            await services.vectors.query(ACCESS, query)
     counts["candidates"] = sum(len(candidates.item_keys) for candidates in found)
     return counts
 

@@ -15,7 +15,7 @@ from app.engine.sketches import sketch_scan
 from app.services.context import ServiceContext
 from app.settings import Settings
 from app.store.pg import packed_rows
-from app.store.pg.scan_pool import ScanPool
+from app.store.pg.pool import Pool
 
 pytestmark = pytest.mark.anyio
 
@@ -109,7 +109,7 @@ async def test_candidates_that_come_as_several_rows_are_the_same(
 
 
 async def test_the_candidate_query_uses_the_ivfflat_index(
-    services: ServiceContext, engine: AsyncEngine, pool: ScanPool
+    services: ServiceContext, engine: AsyncEngine, pool: Pool
 ) -> None:
     await create(services)
     await services.vectors.upsert(access(), items(clustered(50, D, seed=5)))
@@ -117,8 +117,8 @@ async def test_the_candidate_query_uses_the_ivfflat_index(
         index = await store.indexes.by_name(connection, "test")
         assert index is not None
     sketch = bytes((index.sketch_bits or 0) // 8)
-    with pool.lend_blocking() as raw:
-        plans = [sketch_scan.explain(raw, index, [sketch] * n, pool=10) for n in (1, 2)]
+    async with pool.lend() as raw:
+        plans = [await sketch_scan.explain(raw, index, [sketch] * n, pool=10) for n in (1, 2)]
     for plan in plans:
         assert f"Index Scan using {store.tables.ivf_name(index.id, 1)}" in plan
         assert "Seq Scan" not in plan

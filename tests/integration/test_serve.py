@@ -62,17 +62,17 @@ def wait_until_healthy(port: int) -> None:
     pytest.fail("the service did not become healthy")
 
 
-def test_a_terminated_service_takes_its_database_along(port: int, tmp_path: Path) -> None:
-    with service(port, DATABASE_URL="", SEALDEX_DATA_DIR=str(tmp_path / "data")) as process:
+def test_a_terminated_service_takes_its_database_along(port: int, open_path: Path) -> None:
+    with service(port, DATABASE_URL="", SEALDEX_DATA_DIR=str(open_path / "data")) as process:
         wait_until_healthy(port)
-        assert (tmp_path / "data" / "postgres" / "postmaster.pid").exists()
+        assert (open_path / "data" / "postgres" / "postmaster.pid").exists()
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0
     assert f"http://127.0.0.1:{port} · embedded PostgreSQL" in output
     assert "workers 2 · API key on" in output
     assert ROOT_KEY not in output
-    assert not (tmp_path / "data" / "postgres" / "postmaster.pid").exists()
+    assert not (open_path / "data" / "postgres" / "postmaster.pid").exists()
 
 
 def test_the_workers_of_a_killed_service_end_and_another_can_start(

@@ -28,7 +28,7 @@ from app.domain import (
 from app.engine.sketches import samples, sketch_scan
 from app.services.context import ServiceContext
 from app.settings import Settings
-from app.store.pg.scan_pool import ScanPool
+from app.store.pg.pool import Pool
 from app.store.presence import Presence
 from app.store.training import Claim, ClaimLost
 from app.training import trainer as trainers
@@ -114,9 +114,10 @@ async def assert_clean(engine: AsyncEngine) -> None:
     assert await relations(engine) == [(store.tables.ivf_name(index.id, index.generation), True)]
 
 
-def plan_of_a_search(pool: ScanPool, index: Index) -> str:
-    with pool.lend_blocking() as raw:
-        return sketch_scan.explain(raw, index, [bytes((index.sketch_bits or 0) // 8)], pool=10)
+async def plan_of_a_search(pool: Pool, index: Index) -> str:
+    async with pool.lend() as raw:
+        sketch = bytes((index.sketch_bits or 0) // 8)
+        return await sketch_scan.explain(raw, index, [sketch], pool=10)
 
 
 def exact(metric: str, queries: Matrix, vectors: Matrix, k: int) -> list[set[str]]:
@@ -181,7 +182,7 @@ async def test_upserts_alone_train_an_index_that_keeps_its_promise(
 
 
 async def test_queries_use_the_new_ivfflat_index_and_fewer_probes_find_less(
-    services: ServiceContext, engine: AsyncEngine, pool: ScanPool
+    services: ServiceContext, engine: AsyncEngine, pool: Pool
 ) -> None:
     # No clusters: neighbours lie in many lists.
     rng = np.random.default_rng(1)
@@ -191,7 +192,7 @@ async def test_queries_use_the_new_ivfflat_index_and_fewer_probes_find_less(
     index = await row(engine)
     assert (
         f"Index Scan using {store.tables.ivf_name(index.id, index.generation)}"
-        in plan_of_a_search(pool, index)
+        in await plan_of_a_search(pool, index)
     )
     by_probes = [
         await recall(services, "euclidean", queries, vectors, n_probes=n_probes, rerank_mult=4)
@@ -206,7 +207,7 @@ async def test_queries_use_the_new_ivfflat_index_and_fewer_probes_find_less(
 
 
 async def test_a_new_generation_is_measured_and_not_used_before_the_swap(
-    services: ServiceContext, engine: AsyncEngine, pool: ScanPool
+    services: ServiceContext, engine: AsyncEngine, pool: Pool
 ) -> None:
     await filled(services, clustered(N, D, seed=1))
     await settled(services)
@@ -219,7 +220,7 @@ async def test_a_new_generation_is_measured_and_not_used_before_the_swap(
             f"{store.tables.partition_name(index.id)} "
             f"{store.partitions.ivf_definition(index.encoder_version, bits, 8, new.generation)}"
         )
-    before = plan_of_a_search(pool, index)
+    before = await plan_of_a_search(pool, index)
     async with engine.begin() as connection:
         measured = await samples.explain_candidate_keys(connection, new, bytes(bits // 8))
     assert store.tables.ivf_name(index.id, index.generation) in before

@@ -236,14 +236,55 @@ def lift(metric: str, vector: list[float], mean: list[float], scale: float) -> N
     return unit
 
 
+def coins_of_vector(
+    sketch_key: bytes, item_key: bytes, vector: list[float], signs: list[int]
+) -> dict[str, Any]:
+    """The coins of format 1: one a bit, by item key and vector."""
+    seed_key = hkdf_expand(sketch_key, "sketch/flip-seed", 32)
+    coin_key = hkdf_expand(sketch_key, "sketch/flip-coins", 32)
+    seed = hmac.digest(seed_key, item_key + np.array(vector, "<f4").tobytes(), "sha256")[:12]
+    coins = words_of(counter_mode(coin_key, seed, 2 * len(signs)))
+    return {
+        "seed_key": seed_key.hex(),
+        "coin_key": coin_key.hex(),
+        "seed": seed.hex(),
+        "coins_prefix": coins[:16],
+        "chosen": coins,
+    }
+
+
+def coins_of_bits(sketch_key: bytes, item_key: bytes, signs: list[int]) -> dict[str, Any]:
+    """The coins of format 2: two a bit, for its value 0 and for its value 1, by item key alone."""
+    seed_key = hkdf_expand(sketch_key, "sketch/bit-seed", 32)
+    coin_key = hkdf_expand(sketch_key, "sketch/bit-coins", 32)
+    seed = aes_block(seed_key, item_key)[:12]
+    coins = words_of(counter_mode(coin_key, seed, 4 * len(signs)))
+    return {
+        "seed_key": seed_key.hex(),
+        "coin_key": coin_key.hex(),
+        "seed": seed.hex(),
+        "coins_prefix": coins[:16],
+        "coins_last": coins[-1],
+        "chosen": [coins[sign * len(signs) + place] for place, sign in enumerate(signs)],
+    }
+
+
+def words_of(data: bytes) -> list[int]:
+    return [int.from_bytes(data[start : start + 2], "little") for start in range(0, len(data), 2)]
+
+
 def sketch_case(
-    metric: str, dimension: int, bits: int, mean: list[float], scale: float, step: int = 7919
+    coin_format: int,
+    metric: str,
+    dimension: int,
+    bits: int,
+    mean: list[float],
+    scale: float,
+    step: int = 7919,
 ) -> dict[str, Any]:
     """Numbers of `rotated` are those of a true rotation; a case has none near zero, where platforms may differ."""
     sketch_key = hkdf_expand(hkdf_extract(INDEX_ID.bytes, DEK), "sketch", 32)
     rotation_key = hkdf_expand(sketch_key, "sketch/rotation", 32)
-    seed_key = hkdf_expand(sketch_key, "sketch/flip-seed", 32)
-    coin_key = hkdf_expand(sketch_key, "sketch/flip-coins", 32)
     vector = example_vector(dimension, step)
     lifted = lift(metric, vector, mean, scale)
     size = max(256, 2 ** math.ceil(math.log2(len(lifted))))
@@ -273,17 +314,18 @@ def sketch_case(
         rotated += [float(value) for value in x]
     smallest = min(abs(value) for value in rotated[:bits])
     if smallest < 1e-5:
-        return sketch_case(metric, dimension, bits, mean, scale, step + 1)
+        return sketch_case(coin_format, metric, dimension, bits, mean, scale, step + 1)
     signs_of = [int(value >= 0) for value in rotated[:bits]]
     item_key = bytes(range(16))
     noise = 0.1
-    seed = hmac.digest(seed_key, item_key + np.array(vector, "<f4").tobytes(), "sha256")[:12]
-    coin_bytes = counter_mode(coin_key, seed, 2 * bits)
-    coins = [
-        int.from_bytes(coin_bytes[start : start + 2], "little") for start in range(0, 2 * bits, 2)
-    ]
-    flips = [int(coin < round(noise * 65536)) for coin in coins]
+    coins = (
+        coins_of_vector(sketch_key, item_key, vector, signs_of)
+        if coin_format == 1
+        else coins_of_bits(sketch_key, item_key, signs_of)
+    )
+    flips = [int(coin < round(noise * 65536)) for coin in coins.pop("chosen")]
     return {
+        "format": coin_format,
         "metric": metric,
         "dimension": dimension,
         "bits": bits,
@@ -293,8 +335,6 @@ def sketch_case(
         "vector": vector,
         "sketch_key": sketch_key.hex(),
         "rotation_key": rotation_key.hex(),
-        "seed_key": seed_key.hex(),
-        "coin_key": coin_key.hex(),
         "size": size,
         "n_blocks": n_blocks,
         "signs_prefix": [signs[:16] for signs in all_signs],
@@ -304,24 +344,29 @@ def sketch_case(
         "rotated_last": rotated[bits - 1],
         "query_sketch": pack(signs_of).hex(),
         "item_key": item_key.hex(),
-        "seed": seed.hex(),
-        "coins_prefix": coins[:16],
+        **coins,
         "item_sketch": pack(
             [sign ^ flip for sign, flip in zip(signs_of, flips, strict=True)]
         ).hex(),
     }
 
 
-def parameters_case() -> dict[str, Any]:
+def parameters_case(data_format: int) -> dict[str, Any]:
     mean, scale, version = [0.5, -0.25, 3.0], 1.75, 7
     data = (
-        b"\x01"
+        bytes([data_format])
         + version.to_bytes(4, "little")
         + len(mean).to_bytes(4, "little")
         + np.float64(scale).astype("<f8").tobytes()
         + np.array(mean, "<f4").tobytes()
     )
-    return {"version": version, "mean": mean, "scale": scale, "bytes": data.hex()}
+    return {
+        "format": data_format,
+        "version": version,
+        "mean": mean,
+        "scale": scale,
+        "bytes": data.hex(),
+    }
 
 
 def write(name: str, value: object) -> None:
@@ -355,13 +400,17 @@ def main() -> None:
     write("users.json", user_case())
     write("tokens.json", tokens_cases())
     write("terms.json", terms_cases())
-    write("encoder.json", parameters_case())
+    write("encoder.json", [parameters_case(data_format) for data_format in (1, 2)])
     write(
         "sketch.json",
         [
-            sketch_case("cosine", 6, 512, [0.125, 0.0, -0.25, 0.0, 0.0625, 0.5], 1.0),
-            sketch_case("euclidean", 256, 576, [0.25] * 256, 12.5),
-            sketch_case("squared_euclidean", 3, 512, [0.0] * 3, 1.0),
+            sketch_case(coin_format, *case)
+            for coin_format in (1, 2)
+            for case in (
+                ("cosine", 6, 512, [0.125, 0.0, -0.25, 0.0, 0.0625, 0.5], 1.0),
+                ("euclidean", 256, 576, [0.25] * 256, 12.5),
+                ("squared_euclidean", 3, 512, [0.0] * 3, 1.0),
+            )
         ],
     )
 

@@ -10,8 +10,9 @@ import pytest
 
 from app.crypto import aead, hkdf, keys, sessions, tokens, user_keys
 from app.domain import Matrix, Metric, Permission, UserToken
-from app.engine.sketches.encoder import Encoder, EncoderParameters
-from app.engine.sketches.flips import Flips
+from app.engine.sketches.encoder import Encoder
+from app.engine.sketches.parameters import EncoderParameters
+from app.engine.sketches.flips import BitFlips, VectorFlips, coins
 from app.engine.sketches.rotation import N_ROUNDS, Rotation
 from app.filters import terms
 
@@ -30,6 +31,10 @@ SEALERS = {
     "encoder": "parameters",
 }
 SKETCHES = read("sketch.json")
+
+
+def name_of(case: dict[str, Any]) -> str:
+    return f"{case['metric']}-{case['format']}"
 
 
 @pytest.fixture
@@ -135,10 +140,10 @@ def test_token_of_a_term_is_as_frozen(index_keys: keys.IndexKeys, case: dict[str
     assert int.from_bytes(token, "big", signed=True) == case["token"]
 
 
-def test_encoder_parameters_are_as_frozen() -> None:
-    case = read("encoder.json")
+@pytest.mark.parametrize("case", read("encoder.json"), ids=lambda case: f"format-{case['format']}")
+def test_encoder_parameters_are_as_frozen(case: dict[str, Any]) -> None:
     parameters = EncoderParameters(
-        case["version"], np.array(case["mean"], np.float32), case["scale"]
+        case["version"], np.array(case["mean"], np.float32), case["scale"], case["format"]
     )
     assert parameters.to_bytes().hex() == case["bytes"]
     assert (
@@ -147,7 +152,8 @@ def test_encoder_parameters_are_as_frozen() -> None:
 
 
 def encoder_of(case: dict[str, Any]) -> Encoder:
-    parameters = EncoderParameters(1, np.array(case["mean"], np.float32), case["scale"])
+    mean = np.array(case["mean"], np.float32)
+    parameters = EncoderParameters(1, mean, case["scale"], case["format"])
     return Encoder(
         bytes.fromhex(case["sketch_key"]),
         case["dimension"],
@@ -162,7 +168,7 @@ def vectors_of(case: dict[str, Any]) -> Matrix:
     return np.array([case["vector"]], np.float32)
 
 
-@pytest.mark.parametrize("case", SKETCHES, ids=lambda case: case["metric"])
+@pytest.mark.parametrize("case", SKETCHES, ids=name_of)
 def test_rotation_is_as_frozen(case: dict[str, Any]) -> None:
     lifted_dimension = case["dimension"] + (case["metric"] != "cosine")
     key = hkdf.expand(bytes.fromhex(case["sketch_key"]), "sketch/rotation")
@@ -180,7 +186,7 @@ def test_rotation_is_as_frozen(case: dict[str, Any]) -> None:
     )
 
 
-@pytest.mark.parametrize("case", SKETCHES, ids=lambda case: case["metric"])
+@pytest.mark.parametrize("case", SKETCHES, ids=name_of)
 def test_rotated_numbers_are_as_frozen(case: dict[str, Any]) -> None:
     encoder = encoder_of(case)
     lifted = encoder._lift(vectors_of(case))
@@ -193,15 +199,25 @@ def test_rotated_numbers_are_as_frozen(case: dict[str, Any]) -> None:
     assert rotated[case["bits"] - 1] == pytest.approx(case["rotated_last"], abs=1e-6)
 
 
-@pytest.mark.parametrize("case", SKETCHES, ids=lambda case: case["metric"])
-def test_coins_are_as_frozen(case: dict[str, Any]) -> None:
-    flips = Flips.derive(bytes.fromhex(case["sketch_key"]), case["bits"], case["noise"])
+@pytest.mark.parametrize("case", [case for case in SKETCHES if case["format"] == 1], ids=name_of)
+def test_coins_of_vectors_are_as_frozen(case: dict[str, Any]) -> None:
+    flips = VectorFlips(bytes.fromhex(case["sketch_key"]), case["bits"], case["noise"])
     seeds = flips.seeds(vectors_of(case), [bytes.fromhex(case["item_key"])])
     assert seeds.tobytes().hex() == case["seed"]
-    assert flips.coins(seeds)[0, :16].tolist() == case["coins_prefix"]
+    tossed = coins(bytes.fromhex(case["coin_key"]), seeds, case["bits"])
+    assert tossed[0, :16].tolist() == case["coins_prefix"]
 
 
-@pytest.mark.parametrize("case", SKETCHES, ids=lambda case: case["metric"])
+@pytest.mark.parametrize("case", [case for case in SKETCHES if case["format"] == 2], ids=name_of)
+def test_coins_of_bits_are_as_frozen(case: dict[str, Any]) -> None:
+    flips = BitFlips(bytes.fromhex(case["sketch_key"]), case["bits"], case["noise"])
+    seeds = flips.seeds([bytes.fromhex(case["item_key"])])
+    assert seeds.tobytes().hex() == case["seed"]
+    tossed = coins(bytes.fromhex(case["coin_key"]), seeds, 2 * case["bits"])
+    assert (tossed[0, :16].tolist(), tossed[0, -1]) == (case["coins_prefix"], case["coins_last"])
+
+
+@pytest.mark.parametrize("case", SKETCHES, ids=name_of)
 def test_sketches_are_as_frozen(case: dict[str, Any]) -> None:
     encoder, vectors = encoder_of(case), vectors_of(case)
     assert encoder.encode_queries(vectors).tobytes().hex() == case["query_sketch"]

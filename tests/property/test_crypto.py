@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from app.crypto import aead, keys
 from app.domain import Metric
-from app.engine.sketches.encoder import Encoder, EncoderParameters
+from app.engine.sketches.encoder import Encoder
+from app.engine.sketches.parameters import EncoderParameters
 from app.errors import AppError, DataCorrupted
 
 INDEX_ID = uuid.UUID(int=1)

@@ -20,7 +20,8 @@ import numpy as np
 import psycopg
 import pytest
 
-from app.server.postgres import EmbeddedPostgres, _bin_dir
+from app.server.postgres import EmbeddedPostgres
+from app.server.programs import bin_dir
 from tests.service.conftest import Service, new_service
 
 KEY = secrets.token_hex(32)
@@ -75,9 +76,7 @@ def assert_indexed(dsn: str, n_indexes: int) -> None:
 
 
 def tool(name: str, *arguments: str, cwd: Path | None = None) -> bytes:
-    done = subprocess.run(
-        [_bin_dir() / name, *arguments], capture_output=True, check=False, cwd=cwd
-    )
+    done = subprocess.run([bin_dir() / name, *arguments], capture_output=True, check=False, cwd=cwd)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
 
@@ -186,8 +185,9 @@ def test_a_base_backup_and_its_wal_restore_a_point_in_time(source: Service, plac
     (base / "recovery.signal").touch()
     (base / "log").mkdir(exist_ok=True)
     if os.geteuid() == 0:
+        owner = (source.data_dir / "postgres").stat()
         for path in (base, *base.rglob("*")):
-            shutil.chown(path, "pgserver", "pgserver")
+            shutil.chown(path, owner.st_uid, owner.st_gid)
     base.chmod(0o700)
     with serving(place / "restored") as restored:
         assert answers(restored, "books") == expected
@@ -204,7 +204,7 @@ def test_one_index_moves_to_another_server_alone(source: Service, place: Path) -
     with serving(place / "other") as other:
         fill_other = {**access("already-there"), "dimension": 16}
         assert other.post("indexes/create", fill_other).status_code == 200
-        environment = {**os.environ, "PATH": f"{_bin_dir()}:{os.environ['PATH']}"}
+        environment = {**os.environ, "PATH": f"{bin_dir()}:{os.environ['PATH']}"}
         script = [
             "sh",
             str(root / "docs" / "scripts" / "copy-index.sh"),

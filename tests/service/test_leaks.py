@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import psycopg
 
-from app.server.postgres import _bin_dir
+from app.server.programs import bin_dir
 from tests.service.conftest import Service
 
 ROOT_KEY = "root-canary-" + secrets.token_hex(8)
@@ -203,7 +203,7 @@ def test_nothing_is_readable_in_dump_data_directory_or_logs(own_service: Service
     dump = own_service.data_dir / "dump.sql"
     dump.write_bytes(
         subprocess.run(
-            [_bin_dir() / "pg_dump", own_service.dsn], check=True, capture_output=True
+            [bin_dir() / "pg_dump", own_service.dsn], check=True, capture_output=True
         ).stdout
     )
     # The dump is complete, or nothing would be proved by what it does not hold.

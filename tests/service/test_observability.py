@@ -86,4 +86,4 @@ def test_every_worker_answers_for_all(measured: Service) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(ask, range(80))) == {200}
     assert {scrape(measured)[health] - before for _ in range(8)} == {80}
-    assert scrape(measured)["sealdex_pool_connections_max", ""] == 32
+    assert scrape(measured)["sealdex_pool_connections_max", ""] == 16

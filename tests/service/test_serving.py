@@ -1,6 +1,7 @@
 """How the service serves: TLS, its end, and limits that all workers share."""
 
 import secrets
+import socket
 import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import httpx
 import psycopg
 
 from tests.certificates import write_certificate
+from tests.locks import wait_until_blocked
 from tests.service.conftest import Service
 
 KEY = secrets.token_hex(32)
@@ -36,18 +38,33 @@ def test_tls_is_served_by_certificate_and_key(own_service: Service, tmp_path: Pa
         raise AssertionError("plain HTTP was answered on the TLS port")
 
 
+def idle_connection(service: Service) -> socket.socket:
+    """Return a connection whose one request was answered."""
+    idle = socket.create_connection(("127.0.0.1", service.port), timeout=60)
+    idle.sendall(b"GET /v1/health HTTP/1.1\r\nHost: here\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"}"):
+        answer += idle.recv(4096)
+    return idle
+
+
 def test_a_request_in_work_is_finished_before_the_service_ends(own_service: Service) -> None:
     own_service.environment = {"SEALDEX_WORKERS": "1"}
     own_service.start()
     assert own_service.post("indexes/create", {**INDEX, "dimension": 2}).status_code == 200
     body = {**INDEX, "items": [{"id": "a", "vector": [1, 2]}]}
-    with psycopg.connect(own_service.dsn) as database, ThreadPoolExecutor(2) as pool:
+    with (
+        psycopg.connect(own_service.dsn) as database,
+        ThreadPoolExecutor(2) as pool,
+        idle_connection(own_service) as idle,
+    ):
         # The upsert needs the counts, so it is in work until this transaction ends.
         database.execute("LOCK TABLE item_counts IN ACCESS EXCLUSIVE MODE")
         slow = pool.submit(own_service.post, "vectors/upsert", body)
         wait_until_blocked(own_service.dsn)
         end = pool.submit(own_service.stop)
-        time.sleep(1.5)
+        # A worker that ends closes the connections without a request in work.
+        assert idle.recv(1) == b""
         assert not slow.done()
         assert not end.done()
         database.commit()
@@ -57,18 +74,6 @@ def test_a_request_in_work_is_finished_before_the_service_ends(own_service: Serv
     assert own_service.process.returncode == 0
     own_service.start()
     assert own_service.post("vectors/num_vectors", INDEX).json() == {"result": 1}
-
-
-def wait_until_blocked(dsn: str) -> None:
-    with psycopg.connect(dsn, autocommit=True) as database:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            if database.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone() != (
-                0,
-            ):
-                return
-            time.sleep(0.05)
-    raise AssertionError("the request never began")
 
 
 def test_the_rate_of_a_key_is_shared_by_all_workers(own_service: Service) -> None:

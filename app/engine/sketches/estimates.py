@@ -1,6 +1,5 @@
 """What shares of the items have the tokens that filters ask for: which way to them is the cheaper."""
 
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +9,8 @@ from app.domain import Index
 from app.engine.plan import Scan
 from app.engine.sketches import filtered_scan
 from app.engine.sketches.filtered_scan import Estimate
-from app.store.pg.engine import Tokens
-from app.store.pg.round_trip import ScanConnection
+from app.store.pg.adapters import Tokens
+from app.store.pg.connection import Connection
 
 # What it costs to look at an item, in terms of one that was found by its tokens and sorted
 # (measured with 60,000 items of 384 dimensions): scanning its sketch in the ivfflat index, and
@@ -27,23 +26,20 @@ _WORTH_KEEPING = 10_000
 
 
 class Estimates:
-    """What shares of the items were lately estimated to meet some clauses. Threads may share it."""
+    """What shares of the items were lately estimated to meet some clauses."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._known: TTLCache[Any, Estimate] = TTLCache(_MAX_ESTIMATES, _ESTIMATE_TTL_S)
 
-    def get(self, raw: ScanConnection, index: Index, clauses: Sequence[Tokens]) -> Estimate:
+    async def get(self, raw: Connection, index: Index, clauses: Sequence[Tokens]) -> Estimate:
         """Return the estimate for `clauses` on `index`, made now if there is none. Raises `StaleIndex`."""
         name = (index.id, tuple(clauses))
-        with self._lock:
-            known = self._known.get(name)
+        known = self._known.get(name)
         if known is None:
-            known = filtered_scan.estimate(raw, index, clauses)
+            known = await filtered_scan.estimate(raw, index, clauses)
             # A small index may soon be a large one.
             if known.n_items >= _WORTH_KEEPING:
-                with self._lock:
-                    self._known[name] = known
+                self._known[name] = known
         return known
 
 

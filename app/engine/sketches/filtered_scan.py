@@ -1,11 +1,10 @@
 """Statements on the items that a filter may match, as far as the blind index can tell.
 
 That an item meets the clauses of a filter is necessary for a match, not sufficient: the service
-checks the opened metadata of whatever is found here. Like those of `candidates`, these functions
-block.
+checks the opened metadata of whatever is found here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 from psycopg import errors as pg
@@ -16,8 +15,8 @@ from app.engine.sketches.sketch_scan import SCAN_SETTINGS
 from app.engine.sketches.statements import Clauses, Reach
 from app.store.indexes import StaleIndex
 from app.store.partitions import in_generation
-from app.store.pg.engine import ItemKeys
-from app.store.pg.round_trip import ScanConnection
+from app.store.pg.adapters import ItemKeys
+from app.store.pg.connection import Connection
 from app.store.tables import partition_name
 
 _ROW_CHUNK = 10_000
@@ -44,14 +43,14 @@ class Estimate(NamedTuple):
     share: float
 
 
-def estimate(raw: ScanConnection, index: Index, clauses: Clauses) -> Estimate:
+async def estimate(raw: Connection, index: Index, clauses: Clauses) -> Estimate:
     """Return how many items may match. Raises `StaleIndex` when `index` is no longer the row as it is now."""
     name = partition_name(index.id)
     n_pages = max(10, _SAMPLE_PAGES * _SAMPLE_TOKENS // max(_SAMPLE_TOKENS, sum(map(len, clauses))))
     percent = f"least(100, 100 * {n_pages} * 8192.0 / greatest(1, pg_relation_size('{name}')))"
     condition = statements.clauses_met(clauses)
     sample = f"SELECT count(*), count(*) FILTER (WHERE {condition}) FROM {name} TABLESAMPLE SYSTEM ({percent})"
-    with statements.IndexTrip(raw, index) as trip:
+    async with statements.IndexTrip(raw, index) as trip:
         count = "SELECT coalesce(sum(n_items), 0)::bigint FROM item_counts WHERE index_id = %s"
         counted = trip.execute(count, (index.id,))
         sampled = trip.execute(sample, tuple(clauses))
@@ -60,8 +59,8 @@ def estimate(raw: ScanConnection, index: Index, clauses: Clauses) -> Estimate:
     return Estimate(n_items, n_met / max(1, n_seen))
 
 
-def by_sketch(
-    raw: ScanConnection, index: Index, sketches: Sequence[bytes], clauses: Clauses, reach: Reach
+async def by_sketch(
+    raw: Connection, index: Index, sketches: Sequence[bytes], clauses: Clauses, reach: Reach
 ) -> list[list[Row]]:
     """Return for each sketch the nearest items that meet the clauses, by way of the ivfflat index.
 
@@ -73,11 +72,13 @@ def by_sketch(
     )
     statement = _ranked(index, where, "{}", reach.limit)
     settings = (SCAN_SETTINGS, (str(reach.n_probes),))
-    return _rows(statements.found_for_each(raw, index, settings, statement, (sketches, *clauses)))
+    return _rows(
+        await statements.found_for_each(raw, index, settings, statement, (sketches, *clauses))
+    )
 
 
-def by_tokens(
-    raw: ScanConnection, index: Index, sketches: Sequence[bytes], clauses: Clauses, *, limit: int
+async def by_tokens(
+    raw: Connection, index: Index, sketches: Sequence[bytes], clauses: Clauses, *, limit: int
 ) -> list[list[Row]]:
     """Return for each sketch the nearest items that meet the clauses, of which there is at least one.
 
@@ -85,11 +86,13 @@ def by_tokens(
     Raises `StaleIndex`.
     """
     statement, settings = _by_tokens(index, clauses, limit), (statements.GIN_SETTINGS, ())
-    return _rows(statements.found_for_each(raw, index, settings, statement, (sketches, *clauses)))
+    return _rows(
+        await statements.found_for_each(raw, index, settings, statement, (sketches, *clauses))
+    )
 
 
-def among(
-    raw: ScanConnection,
+async def among(
+    raw: Connection,
     index: Index,
     sketches: Sequence[bytes],
     item_keys: Sequence[bytes],
@@ -100,26 +103,28 @@ def among(
     statement = _ranked(index, "index_id = %s AND item_key = ANY(%s)", "({}) + 0", limit)
     settings = (statements.GIN_SETTINGS, ())
     return _rows(
-        statements.found_for_each(raw, index, settings, statement, (sketches, ItemKeys(item_keys)))
+        await statements.found_for_each(
+            raw, index, settings, statement, (sketches, ItemKeys(item_keys))
+        )
     )
 
 
-def rows(raw: ScanConnection, index: Index, clauses: Clauses) -> Iterator[list[Row]]:
+async def rows(raw: Connection, index: Index, clauses: Clauses) -> AsyncIterator[list[Row]]:
     """Yield all items that meet the clauses, some thousands at a time, as of one moment. Raises `StaleIndex`."""
     statement = (
         f"SELECT item_key, sealed_metadata FROM {partition_name(index.id)}"
         f" WHERE index_id IS NOT DISTINCT FROM %s AND {statements.clauses_met(clauses)}"
     )
     try:
-        with raw.transaction():
-            statements.check_revision(
-                raw.execute(statements.REVISION, (index.id,)).fetchall(), index
-            )
+        async with raw.transaction():
+            await raw.limit_statements()
+            revision = await raw.execute(statements.REVISION, (index.id,))
+            statements.check_revision(await revision.fetchall(), index)
             if clauses:
-                raw.execute(statements.GIN_SETTINGS)
-            with raw.cursor("filtered") as cursor:
-                cursor.execute(statement, (index.id, *clauses), binary=True)
-                while chunk := cursor.fetchmany(_ROW_CHUNK):
+                await raw.execute(statements.GIN_SETTINGS)
+            async with raw.cursor("filtered") as cursor:
+                await cursor.execute(statement, (index.id, *clauses), binary=True)
+                while chunk := await cursor.fetchmany(_ROW_CHUNK):
                     yield [Row(*row) for row in chunk]
     except pg.UndefinedTable as error:
         raise StaleIndex from error

@@ -11,7 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Index
 from app.store.partitions import in_generation, sketch_expression
-from app.store.pg.engine import ItemKeys, VarBit, driver
+from app.store.pg.adapters import ItemKeys, VarBit
+from app.store.pg.engine import driver
 from app.store.tables import partition_name, sketch_column
 
 SealedVector = tuple[bytes, bytes]

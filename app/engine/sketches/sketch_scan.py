@@ -7,8 +7,9 @@ from app.domain import Candidates, Index
 from app.engine.sketches import statements
 from app.store.partitions import in_generation, sketch_expression
 from app.store.pg import packed_rows
-from app.store.pg.engine import ItemKeys, VarBit
-from app.store.pg.round_trip import RoundTrip, ScanConnection
+from app.store.pg.adapters import ItemKeys, VarBit
+from app.store.pg.connection import Connection
+from app.store.pg.round_trip import RoundTrip
 from app.store.tables import partition_name
 
 # SET takes no parameters; with is_local the settings end with the transaction. Forbidden to sort,
@@ -17,12 +18,13 @@ from app.store.tables import partition_name
 SCAN_SETTINGS = (
     "SELECT set_config('ivfflat.probes', %s, true), set_config('enable_sort', 'off', true),"
     " set_config('ivfflat.iterative_scan', 'relaxed_order', true),"
+    " set_config('ivfflat.max_probes', '32768', true),"
     " set_config('plan_cache_mode', 'force_generic_plan', true)"
 )
 
 
 async def nearest(
-    raw: ScanConnection, index: Index, sketches: Sequence[bytes], *, pool: int, n_probes: int
+    raw: Connection, index: Index, sketches: Sequence[bytes], *, pool: int, n_probes: int
 ) -> list[Candidates]:
     """Return for each sketch (m bits) the `pool` items whose sketches differ from it in the fewest bits.
 
@@ -44,7 +46,7 @@ async def nearest(
 
 
 async def metadata(
-    raw: ScanConnection, index: Index, item_keys: Sequence[bytes]
+    raw: Connection, index: Index, item_keys: Sequence[bytes]
 ) -> Sequence[tuple[bytes, bytes | None]]:
     """Return item key and sealed metadata of the stored items among `item_keys`."""
     async with RoundTrip(raw) as trip:
@@ -56,10 +58,10 @@ async def metadata(
     return found.rows
 
 
-def explain(raw: ScanConnection, index: Index, sketches: Sequence[bytes], *, pool: int) -> str:
+async def explain(raw: Connection, index: Index, sketches: Sequence[bytes], *, pool: int) -> str:
     """Return PostgreSQL's plan for `nearest`."""
     statement, parameters = _statement(index, sketches, pool)
-    with RoundTrip(raw) as trip:
+    async with RoundTrip(raw) as trip:
         trip.execute(SCAN_SETTINGS, ("1",))
         plan = trip.execute(f"EXPLAIN {statement}", parameters)
     return "\n".join(row[0] for row in plan.rows)

@@ -11,8 +11,9 @@ from psycopg import errors as pg
 from app.domain import Index
 from app.store.indexes import StaleIndex
 from app.store.partitions import sketch_expression
-from app.store.pg.engine import Tokens, VarBit
-from app.store.pg.round_trip import RoundTrip, ScanConnection, Waits
+from app.store.pg.adapters import Tokens, VarBit
+from app.store.pg.connection import Connection
+from app.store.pg.round_trip import RoundTrip
 from app.store.tables import partition_name
 
 Clauses: TypeAlias = Sequence[Tokens]
@@ -61,8 +62,8 @@ def for_each_sketch(nearest: str) -> str:
         """
 
 
-def found_for_each(
-    raw: ScanConnection,
+async def found_for_each(
+    raw: Connection,
     index: Index,
     settings: tuple[str, tuple[str, ...]],
     statement: str,
@@ -70,7 +71,7 @@ def found_for_each(
 ) -> list[list[list[Any]]]:
     """Return what a statement finds for each sketch; these are the first of the parameters. Raises `StaleIndex`."""
     sketches, *others = parameters
-    with IndexTrip(raw, index) as trip:
+    async with IndexTrip(raw, index) as trip:
         trip.execute(*settings)
         found = trip.execute(
             statement, ([VarBit(sketch) for sketch in sketches], index.id, *others)
@@ -84,18 +85,18 @@ def found_for_each(
 class IndexTrip(RoundTrip):
     """A round trip to the items of `index`. Raises `StaleIndex` when that is no longer the row as it is now."""
 
-    def __init__(self, raw: ScanConnection, index: Index) -> None:
+    def __init__(self, raw: Connection, index: Index) -> None:
         super().__init__(raw)
         self._index = index
         self._revision = self.execute(REVISION, (index.id,))
 
-    def steps(self) -> Waits:
-        """Make the round trip, a step after each wait."""
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            yield from super().steps()
+            await super().__aexit__(kind)
         except pg.UndefinedTable as error:
             raise StaleIndex from error
-        check_revision(self._revision.rows, self._index)
+        if kind is None:
+            check_revision(self._revision.rows, self._index)
 
 
 def check_revision(rows: Sequence[tuple[Any, ...]], index: Index) -> None:

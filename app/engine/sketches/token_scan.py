@@ -1,7 +1,4 @@
-"""Statements that find candidates by tokens and bring them as one row, opened by whoever asks.
-
-Like those of `candidates`, these functions block.
-"""
+"""Statements that find candidates by tokens and bring them as one row, opened by whoever asks."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,8 +12,9 @@ from app.engine.sketches.sketch_scan import SCAN_SETTINGS
 from app.engine.sketches.statements import Clauses, Reach
 from app.store.partitions import in_generation, sketch_expression
 from app.store.pg import packed_rows
-from app.store.pg.engine import ItemKeys, Places, VarBit
-from app.store.pg.round_trip import RoundTrip, ScanConnection
+from app.store.pg.adapters import ItemKeys, Places, VarBit
+from app.store.pg.connection import Connection
+from app.store.pg.round_trip import RoundTrip
 from app.store.tables import partition_name
 
 # Before a bit string's bytes comes its length.
@@ -57,8 +55,8 @@ class Everything(NamedTuple):
     sketches: NDArray[np.uint8]
 
 
-def by_sketch(
-    raw: ScanConnection, index: Index, sketches: Sequence[bytes], clauses: Clauses, reach: Reach
+async def by_sketch(
+    raw: Connection, index: Index, sketches: Sequence[bytes], clauses: Clauses, reach: Reach
 ) -> list[Found]:
     """Return for each sketch the nearest items that meet the clauses, by way of the ivfflat index, and none further.
 
@@ -66,14 +64,14 @@ def by_sketch(
     when it returns fewer, these are all. Raises `StaleIndex`.
     """
     statement = _by_sketch(index, clauses, reach)
-    rows = statements.found_for_each(
+    rows = await statements.found_for_each(
         raw, index, (SCAN_SETTINGS, (str(reach.n_probes),)), statement, (sketches, *clauses)
     )
     return [_unpacked(parts) for parts in rows]
 
 
-def by_tokens(
-    raw: ScanConnection, index: Index, sketches: Sequence[bytes], clauses: Clauses, reach: Reach
+async def by_tokens(
+    raw: Connection, index: Index, sketches: Sequence[bytes], clauses: Clauses, reach: Reach
 ) -> list[Found]:
     """Return for each sketch the nearest items that meet the clauses, in no order, and `reach.n_further` others.
 
@@ -81,13 +79,13 @@ def by_tokens(
     Raises `StaleIndex`.
     """
     statement = _by_tokens(index, clauses, reach)
-    rows = statements.found_for_each(
+    rows = await statements.found_for_each(
         raw, index, (statements.GIN_SETTINGS, ()), statement, (sketches, *clauses)
     )
     return [_unpacked(parts) for parts in rows]
 
 
-def by_keys(raw: ScanConnection, index: Index, item_keys: Sequence[bytes]) -> Candidates:
+async def by_keys(raw: Connection, index: Index, item_keys: Sequence[bytes]) -> Candidates:
     """Return the stored items among `item_keys`, in no order, with their metadata. Raises `StaleIndex`."""
     n_together = packed_rows.n_together(index.dimension)
     parts = [
@@ -95,13 +93,13 @@ def by_keys(raw: ScanConnection, index: Index, item_keys: Sequence[bytes]) -> Ca
         for start in range(0, max(1, len(item_keys)), n_together)
     ]
     statement = f"{_stored(index)} WHERE index_id = %s AND item_key = ANY(%s)"
-    with statements.IndexTrip(raw, index) as trip:
+    async with statements.IndexTrip(raw, index) as trip:
         found = [trip.execute(statement, (index.id, part)) for part in parts]
     return packed_rows.together([packed_rows.unpacked(*part.one()) for part in found])
 
 
-def at_places(
-    raw: ScanConnection,
+async def at_places(
+    raw: Connection,
     index: Index,
     wanted: Sequence[Sequence[Further]],
     n_changes: int | None = None,
@@ -114,7 +112,7 @@ def at_places(
     """
     statement = f"{_stored(index)} WHERE ctid = ANY(%s)"
     most = packed_rows.n_together(index.dimension)
-    with statements.IndexTrip(raw, index) as trip:
+    async with statements.IndexTrip(raw, index) as trip:
         changes = trip.execute(_N_CHANGES, (index.id,))
         found = [
             trip.execute(statement, (Places(item.place for item in items[:most]),))
@@ -126,12 +124,12 @@ def at_places(
     for part, items in zip(found, wanted, strict=True):
         candidates, item_keys = packed_rows.unpacked(*part.one()), [item.item_key for item in items]
         is_all = set(candidates.item_keys) == set(item_keys)
-        answer.append(candidates if is_all else by_keys(raw, index, item_keys))
+        answer.append(candidates if is_all else await by_keys(raw, index, item_keys))
     return answer
 
 
-def everything(
-    raw: ScanConnection, index: Index, clauses: Clauses, *, most: int
+async def everything(
+    raw: Connection, index: Index, clauses: Clauses, *, most: int
 ) -> Everything | None:
     """Return all items that meet the clauses. None when they are more than `most`, or none. Raises `StaleIndex`."""
     sketch = sketch_expression(index.encoder_version, index.sketch_bits or 0)
@@ -142,7 +140,7 @@ def everything(
             LIMIT {most + 1:d}
         ) AS met
         """
-    with statements.IndexTrip(raw, index) as trip:
+    async with statements.IndexTrip(raw, index) as trip:
         trip.execute(statements.GIN_SETTINGS)
         # Before the items: a change in between makes the number outdated, never the items.
         changes = trip.execute(_N_CHANGES, (index.id,))
@@ -154,8 +152,8 @@ def everything(
     return Everything(changes.one()[0], item_keys, places, bits)
 
 
-def explain(
-    raw: ScanConnection,
+async def explain(
+    raw: Connection,
     index: Index,
     sketches: Sequence[bytes],
     clauses: Clauses,
@@ -165,7 +163,7 @@ def explain(
     """Return PostgreSQL's plan for `by_tokens` or `by_sketch`."""
     reach = Reach(10, n_further=100)
     statement = (_by_tokens if uses_tokens else _by_sketch)(index, clauses, reach)
-    with RoundTrip(raw) as trip:
+    async with RoundTrip(raw) as trip:
         trip.execute(*(statements.GIN_SETTINGS, ()) if uses_tokens else (SCAN_SETTINGS, ("1",)))
         values = ([VarBit(sketch) for sketch in sketches], index.id, *clauses)
         plan = trip.execute(f"EXPLAIN {statement}", values)

@@ -22,8 +22,8 @@ from app.engine.sketches.filtered_scan import Estimate
 from app.engine.sketches.statements import Reach
 from app.engine.sketches.token_scan import Found, Outdated
 from app.engine.sketches.token_sets import TokenSet, TokenSets
-from app.store.pg.engine import Tokens
-from app.store.pg.round_trip import ScanConnection
+from app.store.pg.adapters import Tokens
+from app.store.pg.connection import Connection
 
 # Of items as near as the worst of the winners, one in nine has a sketch farther away than this many
 # standard deviations above the expected distance; of those that are nearer, fewer
@@ -42,9 +42,9 @@ def pool(scan: Scan) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TokenSearch:
-    """Finds for queries the nearest items that have the tokens of `clauses`. It blocks, and belongs to one thread."""
+    """Finds for queries the nearest items that have the tokens of `clauses`."""
 
-    raw: ScanConnection
+    raw: Connection
     opened: KeyedIndex
     encoder: Encoder
     clauses: Sequence[Tokens]
@@ -52,14 +52,14 @@ class TokenSearch:
     sets: TokenSets
     scan: Scan
 
-    def nearest(self, queries: Matrix, sketches: Sequence[bytes]) -> list[list[Winner]]:
+    async def nearest(self, queries: Matrix, sketches: Sequence[bytes]) -> list[list[Winner]]:
         """Return for each query (n, d) the best `scan.top_k`, nearest first. Raises `StaleIndex`."""
         winners: list[list[Winner]] = [[] for _ in sketches]
         pending = list(range(len(sketches)))
         for limit in (times * pool(self.scan) for times in _TIMES):
             if not pending:
                 break
-            found = self._look([sketches[position] for position in pending], limit)
+            found = await self._look([sketches[position] for position in pending], limit)
             ranked = best(
                 self.opened, queries[pending], [one.candidates for one in found], self.scan.top_k
             )
@@ -72,27 +72,30 @@ class TokenSearch:
                 bound = self._bound(queries[position], new)
                 if one.farthest < bound:
                     unfinished.append((position, one, bound))
-            self._look_further(queries, winners, [each for each in unfinished if each[1].further])
+            await self._look_further(
+                queries, winners, [each for each in unfinished if each[1].further]
+            )
             pending = [position for position, one, _ in unfinished if not one.further]
         return winners
 
-    def _look(self, sketches: Sequence[bytes], limit: int) -> list[Found]:
+    async def _look(self, sketches: Sequence[bytes], limit: int) -> list[Found]:
         """Return for each sketch the `limit` nearest items that have the tokens, by the cheapest way."""
         raw, index, clauses = self.raw, self.opened.index, self.clauses
-        if known := self.sets.get(raw, index, clauses, self.estimate):
+        if known := await self.sets.get(raw, index, clauses, self.estimate):
             try:
-                return self._look_in(known, sketches, limit)
+                return await self._look_in(known, sketches, limit)
             except Outdated:
                 self.sets.forget(index, clauses)
         if are_tokens_cheaper(index, clauses, self.estimate, self.scan, limit):
             reach = Reach(limit, n_further=_TIMES[-1] * pool(self.scan) - limit)
-            return token_scan.by_tokens(raw, index, sketches, clauses, reach)
-        return token_scan.by_sketch(raw, index, sketches, clauses, Reach(limit, self.scan.n_probes))
+            return await token_scan.by_tokens(raw, index, sketches, clauses, reach)
+        reach = Reach(limit, self.scan.n_probes)
+        return await token_scan.by_sketch(raw, index, sketches, clauses, reach)
 
-    def _look_in(self, known: TokenSet, sketches: Sequence[bytes], limit: int) -> list[Found]:
+    async def _look_in(self, known: TokenSet, sketches: Sequence[bytes], limit: int) -> list[Found]:
         nearest = [known.nearest(sketch, _TIMES[-1] * pool(self.scan)) for sketch in sketches]
         wanted = [items[:limit] for items in nearest]
-        read = token_scan.at_places(self.raw, self.opened.index, wanted, known.n_changes)
+        read = await token_scan.at_places(self.raw, self.opened.index, wanted, known.n_changes)
         return [
             Found(candidates, items[-1].distance, further[limit:])
             for candidates, items, further in zip(read, wanted, nearest, strict=True)
@@ -104,7 +107,7 @@ class TokenSearch:
         vectors = np.array([winner.vector for winner in winners])
         return self.encoder.distance_bound(query, vectors, _N_DEVIATIONS)
 
-    def _look_further(
+    async def _look_further(
         self,
         queries: Matrix,
         winners: list[list[Winner]],
@@ -117,7 +120,7 @@ class TokenSearch:
             [item for item in found.further if item.distance <= bound]
             for _, found, bound in unfinished
         ]
-        candidates = token_scan.at_places(self.raw, self.opened.index, wanted)
+        candidates = await token_scan.at_places(self.raw, self.opened.index, wanted)
         positions = [position for position, _, _ in unfinished]
         ranked = best(self.opened, queries[positions], candidates, self.scan.top_k)
         for position, more in zip(positions, ranked, strict=True):

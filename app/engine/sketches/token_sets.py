@@ -6,7 +6,6 @@ as long as no item of the index has changed: the number of changes is read again
 that reads the candidates.
 """
 
-import threading
 import time
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -15,13 +14,12 @@ from uuid import UUID
 import numpy as np
 from cachetools import TTLCache
 
-from app.domain import Index
+from app.domain import ITEM_KEY_BYTES, Index
 from app.engine.sketches import token_scan
 from app.engine.sketches.filtered_scan import Estimate
 from app.engine.sketches.token_scan import Everything, Further
-from app.store.pg.engine import Tokens
-from app.store.pg.packed_rows import ITEM_KEY_BYTES, PLACE_BYTES
-from app.store.pg.round_trip import ScanConnection
+from app.store.pg.adapters import PLACE_BYTES, Tokens
+from app.store.pg.connection import Connection
 
 # Where more items have the tokens, the ivfflat index leads to enough of them soon enough.
 MAX_ITEMS = 20_000
@@ -74,29 +72,27 @@ class TokenSet:
 
 
 class TokenSets:
-    """The sets of what is asked for more than once. Threads may share it."""
+    """The sets of what is asked for more than once."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._sets: TTLCache[_Name, TokenSet] = TTLCache(
             _MAX_BYTES, _TTL_S, getsizeof=lambda one: one.n_bytes
         )
         # When a set may be made of what was asked for before.
         self._not_before: TTLCache[_Name, float] = TTLCache(_MAX_ASKED, _TTL_S)
 
-    def get(
-        self, raw: ScanConnection, index: Index, clauses: Sequence[Tokens], estimate: Estimate
+    async def get(
+        self, raw: Connection, index: Index, clauses: Sequence[Tokens], estimate: Estimate
     ) -> TokenSet | None:
         """Return the set for `clauses`, made now if they were asked for before and few items have them.
 
         Raises `StaleIndex`.
         """
         name = _name(index, clauses)
-        with self._lock:
-            known = self._sets.get(name)
-            not_before = self._not_before.get(name)
-            if not_before is None:
-                self._not_before[name] = 0.0
+        known = self._sets.get(name)
+        not_before = self._not_before.get(name)
+        if not_before is None:
+            self._not_before[name] = 0.0
         if known is not None or not_before is None or time.monotonic() < not_before:
             return known
         most = min(
@@ -105,25 +101,22 @@ class TokenSets:
         )
         if not clauses or estimate.n_items * estimate.share > most:
             return None
-        found = token_scan.everything(raw, index, clauses, most=most)
+        found = await token_scan.everything(raw, index, clauses, most=most)
         if found is None:
             self._rest(name, _TTL_S)
             return None
         known = TokenSet(found)
-        with self._lock:
-            self._sets[name] = known
+        self._sets[name] = known
         return known
 
     def forget(self, index: Index, clauses: Sequence[Tokens]) -> None:
         """Forget the set for `clauses`, as items have changed."""
         name = _name(index, clauses)
-        with self._lock:
-            self._sets.pop(name, None)
+        self._sets.pop(name, None)
         self._rest(name, _REST_S)
 
     def _rest(self, name: _Name, duration_s: float) -> None:
-        with self._lock:
-            self._not_before[name] = time.monotonic() + duration_s
+        self._not_before[name] = time.monotonic() + duration_s
 
 
 def _name(index: Index, clauses: Sequence[Tokens]) -> _Name:

@@ -30,7 +30,7 @@ def libpq_dsn(dsn: str) -> str:
 
 
 def _encoded_query(dsn: str) -> str:
-    """Return `dsn` with the query encoded once more, as libpq takes `host=/a path` and SQLAlchemy does not."""
+    """Return `dsn` with its query encoded once more: libpq takes `host=/a path`, SQLAlchemy not."""
     base, mark, query = dsn.partition("?")
     return base + mark + urlencode(parse_qsl(query, keep_blank_values=True))
 

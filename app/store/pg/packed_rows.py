@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain import INT32, Candidates, Joined
+from app.domain import INT32, ITEM_KEY_BYTES, Candidates, Joined
+from app.store.pg.adapters import PLACE_BYTES
 
-ITEM_KEY_BYTES = 16
-PLACE_BYTES = 6
 # PostgreSQL makes no value larger than 1 GB, so that very many candidates come as several rows.
 _VALUE_BYTES = 64 * 1024 * 1024
 

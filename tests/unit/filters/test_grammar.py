@@ -1,4 +1,3 @@
-import time
 from typing import Any
 
 import pytest
@@ -75,6 +74,21 @@ def test_a_filter_has_limits(filters: dict[str, Any], message: str) -> None:
         grammar.parse(filters)
 
 
+@pytest.mark.parametrize("operator", ["$gt", "$ne", "$eq", "$nin", "$exists"])
+def test_every_operator_counts_as_one_condition(operator: str) -> None:
+    operand = True if operator == "$exists" else 1
+    filters = [{"a": {operator: operand}} for _ in range(grammar.MAX_CONDITIONS)]
+    grammar.parse({"$or": filters})
+    with pytest.raises(InvalidInput, match="at most 10000 conditions"):
+        grammar.parse({"$or": [*filters, {"a": {operator: operand}}]})
+
+
+@pytest.mark.parametrize("empty", [{}, {"$and": []}], ids=["filter", "list"])
+def test_groups_without_conditions_are_not_without_limit(empty: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match="at most 40000 groups"):
+        grammar.parse({"$or": [empty] * (grammar.MAX_GROUPS + 1)})
+
+
 def test_a_value_nested_too_deeply_is_refused() -> None:
     value: Any = 1
     for _ in range(1_001):
@@ -117,12 +131,16 @@ def test_negations_are_at_the_conditions() -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["(x+x+)+y", "(a|aa)+$", "(.*)(.*)(.*)(.*)[^a]$", "(a|b)*a(a|b){250}c"]
+    ("pattern", "is_found"),
+    [
+        ("(x+x+)+y", False),
+        ("(a|aa)+$", False),
+        ("(.*)(.*)(.*)(.*)[^a]$", True),
+        ("(a|b)*a(a|b){250}c", False),
+    ],
 )
-def test_a_hostile_pattern_takes_time_in_proportion_to_the_text(pattern: str) -> None:
+def test_a_hostile_pattern_comes_to_an_end(pattern: str, is_found: bool) -> None:
     is_match = matching.matcher(grammar.parse({"f": {"$regex": pattern}}))
-    start = time.perf_counter()
-    is_match({"f": "xab" * 10_000})
-    is_match({"f": "a" * 30_000})
     # With backtracking, the first three would not end before the sun does.
-    assert time.perf_counter() - start < 5
+    assert is_match({"f": "xab" * 10_000}) == is_found
+    is_match({"f": "a" * 30_000})

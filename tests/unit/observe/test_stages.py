@@ -1,45 +1,63 @@
 import asyncio
-import time
 from collections.abc import Iterator
 
 import pytest
 
+from app.observe import stages
 from app.observe.stages import STAGES, Stopwatch, current, stage, timed
 
 
+class Clock:
+    """Time that passes only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def passes(self, seconds: float) -> None:
+        self.now += seconds
+
+
 @pytest.fixture
-def watch() -> Iterator[Stopwatch]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(stages, "perf_counter", clock)
+    return clock
+
+
+@pytest.fixture
+def watch(clock: Clock) -> Iterator[Stopwatch]:
     watch = Stopwatch("request")
+    clock.passes(1)
     watch.dispatched()
     token = current.set(watch)
     yield watch
     current.reset(token)
 
 
-def test_nested_stages_count_once_and_add_up_to_the_total(watch: Stopwatch) -> None:
+def test_nested_stages_count_once_and_add_up_to_the_total(watch: Stopwatch, clock: Clock) -> None:
     with stage("sql"):
-        time.sleep(0.02)
+        clock.passes(20)
         with stage("pool"):
-            time.sleep(0.03)
-        time.sleep(0.01)
-    time.sleep(0.005)
-    total = watch.total()
-    assert sum(watch.seconds.values()) == pytest.approx(total, abs=1e-9)
-    assert watch.seconds["sql"] == pytest.approx(0.03, abs=0.02)
-    assert watch.seconds["pool"] >= 0.03
-    assert watch.seconds["other"] >= 0.005
+            clock.passes(30)
+        clock.passes(10)
+    clock.passes(5)
+    assert watch.total() == 66
+    assert watch.seconds == {"dispatch": 1, "sql": 30, "pool": 30, "other": 5}
 
 
-async def test_a_stage_in_a_thread_counts_for_the_request(watch: Stopwatch) -> None:
+async def test_a_stage_in_a_thread_counts_for_the_request(watch: Stopwatch, clock: Clock) -> None:
     @timed("rerank")
     def work(seconds: float) -> float:
-        time.sleep(seconds)
+        clock.passes(seconds)
         return seconds
 
-    assert await asyncio.to_thread(work, 0.01) == 0.01
+    assert await asyncio.to_thread(work, 4) == 4
     async with stage("sql"):
-        await asyncio.sleep(0)
-    assert watch.seconds["rerank"] >= 0.01
+        clock.passes(2)
+    assert (watch.seconds["rerank"], watch.seconds["sql"]) == (4, 2)
     assert set(watch.seconds) <= set(STAGES)
 
 

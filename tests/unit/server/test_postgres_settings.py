@@ -1,6 +1,6 @@
 import pytest
 
-from app.server.postgres import server_settings
+from app.server.postgres_settings import server_settings
 
 GB = 1024**3
 
