@@ -25,6 +25,7 @@ from app.api.json_bodies import JSONStruct
 from app.api.openapi import openapi_routes
 from app.domain import Caller
 from app.observe.figures import Figures
+from app.server import memory
 from app.services.context import ServiceContext
 from app.settings import Settings
 
@@ -47,7 +48,7 @@ def create_app(settings: Settings, outermost: Sequence[Middleware] = ()) -> Lite
     return Application(
         route_handlers=[routes, Router("/v1", route_handlers=openapi_routes([routes])), _metrics()],
         state=State({"settings": settings, "figures": figures}),
-        lifespan=[_services_of(settings)],
+        lifespan=[_services_of(settings), memory.looked_after],
         cors_config=cors(settings),
         middleware=[*outermost, *_middleware(settings)],
         before_send=[header_hook(settings), metrics.observe],

@@ -71,6 +71,8 @@ class Listener:
         # Connections by address, also those that have not begun.
         self._n_of: Counter[str] = Counter()
         self._connections: dict[Connection, str] = {}
+        # Whose connections are all at work, as seen lately; None stands for all together.
+        self._busy: set[str | None] = set()
         shortest_s = min(bounds.receive_timeout_s, bounds.idle_timeout_s)
         self._interval_s = min(shortest_s / 10, _MAX_INTERVAL_S)
         self._timer = loop.call_later(self._interval_s, self._look)
@@ -130,22 +132,31 @@ class Listener:
 
     def _has_room(self, origin: str) -> bool:
         """Whether one more may come from `origin`; whoever has been idle the longest makes room."""
-        is_full = len(self._connections) >= self._bounds.max_connections
-        has_many = self._n_of[origin] >= self._bounds.max_connections_per_address
-        if not is_full and not has_many:
-            return True
+        if self._n_of[origin] >= self._bounds.max_connections_per_address:
+            return self._make_room(origin)
+        if len(self._connections) >= self._bounds.max_connections:
+            return self._make_room(None)
+        return True
+
+    def _make_room(self, origin: str | None) -> bool:
+        """End the connection that has been idle the longest, of `origin` or of all; false if none is."""
+        if origin in self._busy:
+            return False
         idle = [
             connection
             for connection, other in self._connections.items()
-            if connection.is_idle and (other == origin or not has_many)
+            if connection.is_idle and origin in {other, None}
         ]
         if not idle:
+            # Nobody looks again until the next look at all connections.
+            self._busy.add(origin)
             return False
         min(idle, key=lambda connection: connection.ends_at).hang_up()
         return True
 
     def _look(self) -> None:
         """End what takes too long, and look again later."""
+        self._busy.clear()
         now = self._loop.time()
         for connection in list(self._connections):
             connection.look(now)
