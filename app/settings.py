@@ -78,6 +78,7 @@ class Settings:
     allow_open: bool = False
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.JSON
+    max_logged_failures: _Natural = 60
     server_timing: bool = False
     metrics_open: bool = False
     metrics_dir: Path | None = None

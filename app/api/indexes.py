@@ -18,7 +18,9 @@ async def list_indexes(
     caller: NamedDependency[Caller], services: NamedDependency[ServiceContext]
 ) -> IndexNamesAnswer:
     """Name the indexes that the caller may see."""
-    return IndexNamesAnswer(await services.indexes.names(caller))
+    names = await services.indexes.names(caller)
+    await services.trail.read(caller)
+    return IndexNamesAnswer(names)
 
 
 @post("/create", status_code=200, opt=changes("create", is_root_only=True))

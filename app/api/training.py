@@ -83,7 +83,9 @@ async def training_status(
     caller: NamedDependency[Caller], services: NamedDependency[ServiceContext]
 ) -> TrainingStatusAnswer:
     """Name the indexes that are being trained, by whichever worker, and those that wait for it."""
-    return TrainingStatusAnswer.of(await services.training.status(caller))
+    status = await services.training.status(caller)
+    await services.trail.read(caller)
+    return TrainingStatusAnswer.of(status)
 
 
 router = Router("/indexes", route_handlers=[train, training_status], tags=["training"])

@@ -139,7 +139,7 @@ class Listener:
         return True
 
     def _make_room(self, origin: str | None) -> bool:
-        """End the connection that has been idle the longest, of `origin` or of all; false if none is."""
+        """End who has been idle the longest, of `origin` or of all; return false if none is."""
         if origin in self._busy:
             return False
         idle = [

@@ -2,7 +2,7 @@
 
 import asyncio
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -190,7 +190,7 @@ async def test_only_batches_may_be_large(service: Any, is_announced: bool) -> No
 
 async def test_a_request_that_takes_too_long_is_given_up(service: Any) -> None:
     async with service(request_timeout_s=0.2, pool_size=1) as client:
-        services = client._transport.app.state.services  # type: ignore[union-attr]
+        services = cast("Any", client)._transport.app.state.services
         async with services.operations._engine.connect(), asyncio.timeout(30):
             answer = await client.get("/v1/indexes/list")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
@@ -230,14 +230,22 @@ async def test_a_service_with_a_key_answers_to_every_name(
     assert answer.status_code == 200
 
 
+async def refusal(client: httpx.AsyncClient) -> httpx.Response:
+    """Ask until the service is full; each answer gives the others time to get their places."""
+    async with asyncio.timeout(30):
+        while True:
+            answer = await client.post("/v1/vectors/get")
+            if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+                return answer
+
+
 async def test_requests_beyond_the_limit_are_told_to_wait(service: Any) -> None:
     async with service(max_requests_in_work=2, pool_size=1) as client:
-        services = client._transport.app.state.services  # type: ignore[union-attr]
+        services = cast("Any", client)._transport.app.state.services
         async with services.operations._engine.connect():
             # They wait for the connection.
             held = [asyncio.create_task(client.get("/v1/indexes/list")) for _ in range(2)]
-            while (refused := await client.post("/v1/vectors/get")).status_code != 503:
-                await asyncio.sleep(0)
+            refused = await refusal(client)
             healthy = await client.get("/v1/health")
         finished = await asyncio.gather(*held)
         served = await client.get("/v1/indexes/list")
@@ -262,8 +270,7 @@ async def test_bodies_that_arrive_take_no_place_from_others(service: Any) -> Non
             )
             for _ in range(2)
         ]
-        while (refused := await client.post("/v1/vectors/get")).status_code != 503:
-            await asyncio.sleep(0)
+        refused = await refusal(client)
         served = await client.get("/v1/indexes/list")
         release.set()
         assert {(await one).status_code for one in slow} <= {422, 503}

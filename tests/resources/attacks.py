@@ -14,9 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import psutil
@@ -37,7 +37,6 @@ class Target:
     service: Service
     reader: str = ""
     revoked: str = ""
-    sent: dict[str, int] = field(default_factory=dict)
 
     @property
     def worker(self) -> psutil.Process:
@@ -152,12 +151,11 @@ def _prepared(target: Target) -> Target:
     items: list[Any] = [{"id": str(n), "vector": [n % 97, n % 89]} for n in range(2_000)]
     items.append({"id": "large", "vector": [0, 0], "contents": "c" * MB})
     assert target.post("vectors/upsert", {"items": items}).status_code == httpx.codes.OK
-    for name in ("reader", "revoked"):
-        users = f"indexes/{INDEX['index_name']}/users"
-        body = {"permissions": ["read"], "index_key": INDEX["index_key"]}
-        user = target.post(users, body).json()
-        setattr(target, name, user["api_key"])
-    url = f"{target.service.url}/v1/{users}/{user['user_id']}"
+    users = f"indexes/{INDEX['index_name']}/users"
+    body = {"permissions": ["read"], "index_key": INDEX["index_key"]}
+    reader, revoked = (target.post(users, body).json() for _ in range(2))
+    target.reader, target.revoked = reader["api_key"], revoked["api_key"]
+    url = f"{target.service.url}/v1/{users}/{revoked['user_id']}"
     keys = {"X-API-Key": ROOT_KEY, "X-Index-Key": INDEX["index_key"]}
     assert httpx.delete(url, headers=keys).status_code == httpx.codes.NO_CONTENT
     return target
@@ -176,7 +174,7 @@ class Watch:
         while not self._stop.wait(0.02):
             self.peak = max(self.peak, self._target.rss())
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

@@ -119,9 +119,14 @@ async def test_a_body_that_is_not_announced_is_cut_off_at_the_limit() -> None:
 
 async def test_bodies_that_arrive_are_counted_by_caller() -> None:
     bodies = new_bodies(max_arriving_bodies=2)
-    with bodies.arriving("a"), bodies.arriving("a"), bodies.arriving("b"):
-        with pytest.raises(Overloaded, match="have not arrived"), bodies.arriving("a"):
-            pass
+    with (
+        bodies.arriving("a"),
+        bodies.arriving("a"),
+        bodies.arriving("b"),
+        pytest.raises(Overloaded, match="have not arrived"),
+        bodies.arriving("a"),
+    ):
+        pass
     with bodies.arriving("a"):
         pass
 
