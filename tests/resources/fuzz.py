@@ -27,7 +27,18 @@ CORPUS = [
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     b"CONNECT here:1 HTTP/1.1\r\nHost: here\r\n\r\n",
 ]
-_PIECES = [b"\r\n", b"\r", b"\n", b"\0", b": ", b"0\r\n", b"ffffffff\r\n", b" ", b"Host: b\r\n", b";"]
+_PIECES = [
+    b"\r\n",
+    b"\r",
+    b"\n",
+    b"\0",
+    b": ",
+    b"0\r\n",
+    b"ffffffff\r\n",
+    b" ",
+    b"Host: b\r\n",
+    b";",
+]
 _STATUSES = {b"100", b"200", b"400", b"408", b"414", b"431"}
 _LIMIT = 64 * MB
 
