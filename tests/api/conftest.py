@@ -59,7 +59,7 @@ async def serve(settings: Settings, *middleware: Middleware) -> AsyncIterator[ht
     transport = httpx.ASGITransport(cast("Any", app), raise_app_exceptions=False)
     async with (
         app.lifespan(),
-        httpx.AsyncClient(transport=transport, base_url="http://sealdex") as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
         yield client
 

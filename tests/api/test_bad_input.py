@@ -64,7 +64,7 @@ NO_JSON = {
     "two documents": b'{"index_name": "a"}{}',
     "cut short": b'{"index_name": "a"',
     "comment": b'{"index_name": "a" /* no */}',
-    "byte order mark": b"\xef\xbb\xbf{}",
+    "two byte order marks": b"\xef\xbb\xbf\xef\xbb\xbf{}",
     "UTF-16": '{"index_name": "a"}'.encode("utf-16"),
     "invalid UTF-8": b'{"index_name": "\xff"}',
     "surrogate in UTF-8": b'{"index_name": "\xed\xa0\x80"}',

@@ -95,7 +95,7 @@ async def test_a_change_that_fails_leaves_no_entry(
 async def test_reads_and_refusals_are_recorded_by_setting(
     database_dsn: str, database: psycopg.Connection, is_on: bool
 ) -> None:
-    reader = Caller(name="root", request_id="request-2", operation="query")
+    reader = Caller(name="root", request_id="request-2", operation="query", is_read=True)
     async with ServiceContext.open(
         Settings(database_url=database_dsn, audit_reads=is_on)
     ) as services:
@@ -113,7 +113,7 @@ async def test_reads_and_refusals_are_recorded_by_setting(
     rows = database.execute(
         "SELECT outcome FROM audit_log WHERE operation = 'query' ORDER BY recorded_at"
     ).fetchall()
-    assert rows == ([("done",), ("refused",)] if is_on else [])
+    assert rows == ([("done",), ("refused",), ("failed",)] if is_on else [])
     assert problems(database) == []
 
 
