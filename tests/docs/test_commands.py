@@ -1,4 +1,5 @@
-"""Every command in the docs is run: the fenced `sh` blocks of a page as a reader would, its `sql` as the auditor.
+"""Every command in the docs is run: the fenced `sh` blocks of a page as a reader would, its `sql`
+as the auditor.
 
 Blocks fenced as `text` need another machine, a container engine or a database that is not there;
 what they say is done by other tests: `make serve` and `sealdex serve` by all in `tests/service`,
@@ -31,7 +32,9 @@ KEY = secrets.token_hex(32)
 
 @pytest.fixture
 def place(service: Service, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The environment of a reader: a service, its database, an index to work with, the programs on the PATH."""
+    """The environment of a reader: a service, its database, an index to work with, the programs on
+    the PATH.
+    """
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "sealdex").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m app "$@"\n')

@@ -11,8 +11,8 @@ import httpx
 import psycopg
 
 from tests.faults.postgres import Postgres
-from tests.service.conftest import Service
 from tests.locks import wait_until_blocked
+from tests.service.conftest import Service
 
 INDEX = {"index_name": "gone", "index_key": secrets.token_hex(32)}
 ITEMS = [

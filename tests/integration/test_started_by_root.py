@@ -1,4 +1,6 @@
-"""The embedded PostgreSQL of a service that root has started: nothing is opened, no link is followed."""
+"""The embedded PostgreSQL of a service that root has started: nothing is opened, no link is
+followed.
+"""
 
 import os
 import pwd

@@ -239,7 +239,9 @@ def lift(metric: str, vector: list[float], mean: list[float], scale: float) -> N
 def sketch_case(
     metric: str, dimension: int, bits: int, mean: list[float], scale: float, step: int = 7919
 ) -> dict[str, Any]:
-    """Numbers of `rotated` are those of a true rotation; a case has none near zero, where platforms may differ."""
+    """Numbers of `rotated` are those of a true rotation; a case has none near zero, where platforms
+    may differ.
+    """
     sketch_key = hkdf_expand(hkdf_extract(INDEX_ID.bytes, DEK), "sketch", 32)
     rotation_key = hkdf_expand(sketch_key, "sketch/rotation", 32)
     seed_key = hkdf_expand(sketch_key, "sketch/flip-seed", 32)
