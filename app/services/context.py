@@ -61,7 +61,7 @@ class ServiceContext:
             raise ConfigurationError("DATABASE_URL is not set")
         pool = Pool(settings, settings.database_url, _pool_figures(figures, settings.pool_size))
         engine = pool.engine
-        searcher = Searcher(pool, settings.pool_size, settings.pool_timeout_s)
+        searcher = Searcher(pool, settings)
         opener = IndexOpener(engine, settings)
         embedder = Embedder(settings)
         embedding = EmbeddingService(embedder, settings)
@@ -103,7 +103,6 @@ class ServiceContext:
                 await training.close()
                 await indexes.close()
         finally:
-            searcher.close()
             embedder.close()
             await pool.close()
 

@@ -24,10 +24,11 @@ from app.domain import (
 )
 from app.engine import batch as batches
 from app.engine import packed, plan
-from app.engine.filtered import FilteredSearch, Known
-from app.engine.keyed import KeyedIndex, encoder_for
-from app.engine.search import Searcher, open_metadata
-from app.engine.sketches.encoder import Encoder
+from app.engine.costs import Ask
+from app.engine.keyed import VECTOR_DTYPES, KeyedIndex, Shape, first_shape
+from app.engine.kind import Wanted
+from app.engine.opening import open_metadata
+from app.engine.search import Searcher
 from app.engine.sketches.parameters import EncoderParameters
 from app.observe.stages import stage, timed
 from app.services import audit
@@ -35,7 +36,6 @@ from app.services.access import IndexOpener
 from app.services.embedding import EmbeddingService
 from app.services.training import TrainingService
 from app.settings import Settings
-from app.store.pg.pool import Pool
 
 
 class VectorService:
@@ -55,7 +55,6 @@ class VectorService:
         self._opener = opener
         self._training = training
         self._settings = settings
-        self._known = Known()
         self._embedding = embedding
 
     async def upsert(self, access: IndexAccess, items: Sequence[Item]) -> UpsertOutcome:
@@ -85,15 +84,15 @@ class VectorService:
         self, opened: KeyedIndex, batch: batches.Batch, access: IndexAccess
     ) -> UpsertOutcome:
         index = opened.index
-        encoder = opened.encoder
-        if encoder is None:
-            encoder = await asyncio.to_thread(_first_encoder, opened, batch.vectors)
-        sealed = await asyncio.to_thread(batches.seal, batch, opened, encoder)
+        shape = opened.shape
+        if shape is None:
+            shape = await asyncio.to_thread(_first_shape, opened, batch.vectors)
+        sealed = await asyncio.to_thread(batches.seal, batch, opened, shape)
         async with stage("sql"), self._engine.begin() as connection:
             await store.indexes.share_encoder(connection, index)
             await store.indexes.check_revision(connection, index)
-            if opened.encoder is None:
-                await _initialise(connection, opened, encoder)
+            if opened.shape is None:
+                await _initialise(connection, opened, shape)
             written = await store.items.upsert(connection, index, *sealed)
             await store.indexes.add_to_count(
                 connection, index.id, n_items=written.n_new, n_changes=written.n_written
@@ -116,40 +115,27 @@ class VectorService:
             vectors = _query_matrix(
                 await self._embedding.vectorise(opened.index, query), opened.index
             )
-            scan = await self._plan(opened, query)
-            if opened.encoder is None:
-                async with stage("sql"), self._engine.connect() as connection:
+            ask = await self._ask(opened, query)
+            if opened.shape is None:
+                async with stage("sql"), self._engine.begin() as connection:
                     await store.indexes.check_revision(connection, opened.index)
                 return [[] for _ in vectors]
             self._training.resume_if_due(opened)
-            encoder = opened.encoder
-            if tree is None:
-                return await self._searcher.search(opened, encoder, vectors, scan, query.include)
-            return await self._searcher.run(
-                lambda connections: self._filtered(connections, opened, tree).search(
-                    encoder, vectors, scan, query.include
-                )
-            )
+            wanted = Wanted(opened, opened.shape, vectors, ask)
+            return await self._searcher.search(wanted, tree, query.include)
 
         return await self._opener.with_index(access, search_index, needs=Permission.READ)
 
-    async def _plan(self, opened: KeyedIndex, query: Query) -> plan.Scan:
+    async def _ask(self, opened: KeyedIndex, query: Query) -> Ask:
         plan.check(query)
         top_k = query.top_k
         if top_k > self._settings.max_top_k:
-            async with stage("sql"), self._engine.connect() as connection:
+            async with stage("sql"), self._engine.begin() as connection:
                 n_items, _ = await store.indexes.count(connection, opened.index.id)
             top_k = max(1, min(top_k, n_items))
             if top_k > self._settings.max_top_k:
                 raise errors.InvalidInput(f"top_k can be at most {self._settings.max_top_k}")
-        return plan.scan(opened, query, top_k, self._settings.target_recall)
-
-    def _filtered(
-        self, connections: Pool, opened: KeyedIndex, tree: filters.nodes.Node
-    ) -> FilteredSearch:
-        return FilteredSearch(
-            connections, opened, tree, self._known, self._settings.statement_timeout_ms
-        )
+        return plan.ask(opened, query, top_k, self._settings.target_recall)
 
     async def get(
         self, access: IndexAccess, ids: Sequence[str], include: frozenset[str]
@@ -158,7 +144,7 @@ class VectorService:
 
         async def read(opened: KeyedIndex) -> list[StoredItem]:
             item_keys = tokens.item_keys(opened.keys.blind_key, ids)
-            async with stage("sql"), self._engine.connect() as connection:
+            async with stage("sql"), self._engine.begin() as connection:
                 await store.indexes.check_revision(connection, opened.index)
                 rows = await store.items.by_keys(connection, opened.index, item_keys, include)
             return await asyncio.to_thread(
@@ -193,7 +179,7 @@ class VectorService:
 
         async def read(opened: KeyedIndex) -> list[str]:
             answer: list[str] = []
-            async with stage("sql"), self._engine.connect() as connection:
+            async with stage("sql"), self._engine.begin() as connection:
                 await store.indexes.check_revision(connection, opened.index)
                 async for chunk in store.items.sealed_ids(connection, opened.index):
                     answer += await asyncio.to_thread(_open_ids, opened.keys, chunk)
@@ -205,12 +191,10 @@ class VectorService:
         """Return the number of items, or of those that match the filter `filtered`."""
 
         async def read(opened: KeyedIndex) -> int:
-            if filtered:
-                tree = filters.grammar.parse(filtered)
-                return await self._searcher.run(
-                    lambda connections: self._filtered(connections, opened, tree).count()
-                )
-            async with stage("sql"), self._engine.connect() as connection:
+            tree = filters.grammar.parse(filtered) if filtered else None
+            if tree is not None and opened.shape is not None:
+                return await self._searcher.count(opened, opened.shape, tree)
+            async with stage("sql"), self._engine.begin() as connection:
                 await store.indexes.check_revision(connection, opened.index)
                 n_items, _ = await store.indexes.count(connection, opened.index.id)
             return n_items
@@ -218,22 +202,21 @@ class VectorService:
         return await self._opener.with_index(access, read, needs=Permission.READ)
 
 
-def _first_encoder(opened: KeyedIndex, vectors: Matrix) -> Encoder:
-    parameters = EncoderParameters.fit(0, opened.index.metric, vectors)
-    return encoder_for(opened.index, opened.keys, parameters)
+def _first_shape(opened: KeyedIndex, vectors: Matrix) -> Shape:
+    return first_shape(opened, EncoderParameters.fit(0, opened.index.metric, vectors))
 
 
-async def _initialise(connection: AsyncConnection, opened: KeyedIndex, encoder: Encoder) -> None:
+async def _initialise(connection: AsyncConnection, opened: KeyedIndex, shape: Shape) -> None:
     """Fix what the first batch decides about an index, in the transaction that stores the batch."""
-    index = opened.index
+    parameters = shape.encoder.parameters.to_bytes()
     await store.indexes.initialise(
         connection,
-        index,
-        dimension=encoder.dimension,
-        sketch_bits=encoder.bits,
-        sealed_encoder=opened.keys.parameters.seal(aead.INDEX_LEVEL, encoder.parameters.to_bytes()),
+        opened.index,
+        dimension=shape.dimension,
+        sketch_bits=shape.sketch_bits,
+        sealed_encoder=opened.keys.parameters.seal(aead.INDEX_LEVEL, parameters),
     )
-    await store.partitions.create_exact_ivf(connection, index.id, encoder.bits)
+    await store.partitions.create_exact_ivf(connection, opened.index.id, shape.sketch_bits)
 
 
 @timed("parse")
@@ -263,7 +246,7 @@ def _open_item(
 ) -> StoredItem:
     vector = contents = metadata = None
     if "vector" in include and row.sealed_vector is not None:
-        dtype = batches.VECTOR_DTYPES[opened.index.storage_precision]
+        dtype = VECTOR_DTYPES[opened.index.storage_precision]
         plain = opened.keys.vectors.open(row.item_key, row.sealed_vector)
         vector = np.frombuffer(plain, dtype=dtype).astype(np.float32)
     if "contents" in include:
@@ -272,7 +255,7 @@ def _open_item(
             "" if sealed is None else opened.keys.contents.open(row.item_key, sealed).decode()
         )
     if "metadata" in include:
-        metadata = open_metadata(opened, row.item_key, row.sealed_metadata)
+        metadata = open_metadata(opened.keys.metadata, row.item_key, row.sealed_metadata)
     return StoredItem(item_id, vector, contents, metadata)
 
 

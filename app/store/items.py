@@ -15,10 +15,12 @@ from psycopg.rows import class_row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain import Index
+from app.store.indexes import IndexTrip
 from app.store.partitions import TOAST_TUPLE_TARGET
 from app.store.pg import copy_rows
 from app.store.pg.adapters import ItemKeys
 from app.store.pg.engine import driver
+from app.store.pg.round_trip import Answer
 from app.store.tables import partition_name, sketch_column
 
 _ID_CHUNK = 10_000
@@ -148,6 +150,15 @@ async def by_keys(
             (index.id, ItemKeys(item_keys)),
         )
         return {row.item_key: row for row in await cursor.fetchall()}
+
+
+def sealed_metadata(trip: IndexTrip, index: Index, item_keys: Sequence[bytes]) -> Answer:
+    """Return what will be item key and sealed metadata of the stored items among `item_keys`."""
+    return trip.execute(
+        f"SELECT item_key, sealed_metadata FROM {partition_name(index.id)}"
+        " WHERE index_id = %s AND item_key = ANY(%s)",
+        (index.id, ItemKeys(item_keys)),
+    )
 
 
 async def delete(connection: AsyncConnection, index: Index, item_keys: Sequence[bytes]) -> int:

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from app.crypto import aead
 from app.domain import Precision
-from app.engine.batch import VECTOR_DTYPES
+from app.engine.keyed import VECTOR_DTYPES
 from tests.benchmarks import data as datasets
 
 N_QUERIES = 500

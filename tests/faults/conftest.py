@@ -1,4 +1,4 @@
-"""A database and a service that may be harmed, shared by the tests of this directory; each mends what it broke."""
+"""A database and a service that may be harmed. Each test mends what it broke."""
 
 import asyncio
 import tempfile

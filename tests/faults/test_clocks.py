@@ -29,14 +29,16 @@ _SKEWED = """
         RETURN pg_catalog.now() + (SELECT difference FROM skewed.skew);
     DO $$ BEGIN
         -- What is named before pg_catalog is found before it.
-        EXECUTE format('ALTER DATABASE %I SET search_path = skewed, pg_catalog, public', current_database());
+        EXECUTE format(
+            'ALTER DATABASE %I SET search_path = skewed, pg_catalog, public', current_database()
+        );
     END $$
     """
 
 
 @pytest.fixture
 async def set_clock(database_dsn: str) -> AsyncIterator[SetClock]:
-    """Sets the clock of the database to so much after the true time, for all that asks it for the time."""
+    """Sets the clock of the database to some time after the true one, for all that ask."""
     async with await psycopg.AsyncConnection.connect(database_dsn, autocommit=True) as admin:
         await admin.execute(_SKEWED)
 

@@ -11,11 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import errors, store
 from app.domain import Caller, IndexAccess, Item, Matrix, NewIndex, Query
-from app.engine.sketches import sketch_scan
 from app.services.context import ServiceContext
 from app.settings import Settings
 from app.store.pg import packed_rows
 from app.store.pg.pool import Pool
+from tests.plans import plan_by_lists
 
 pytestmark = pytest.mark.anyio
 
@@ -116,10 +116,8 @@ async def test_the_candidate_query_uses_the_ivfflat_index(
     async with engine.connect() as connection:
         index = await store.indexes.by_name(connection, "test")
         assert index is not None
-    sketch = bytes((index.sketch_bits or 0) // 8)
-    async with pool.lend() as raw:
-        plans = [await sketch_scan.explain(raw, index, [sketch] * n, pool=10) for n in (1, 2)]
-    for plan in plans:
+    for n_queries in (1, 2):
+        plan = await plan_by_lists(pool, index, n_queries=n_queries)
         assert f"Index Scan using {store.tables.ivf_name(index.id, 1)}" in plan
         assert "Seq Scan" not in plan
 
@@ -266,7 +264,8 @@ async def test_a_changed_value_is_reported_and_never_skipped(
     async with engine.begin() as connection:
         await connection.execute(
             sa.text(
-                "UPDATE items SET sealed_vector = set_byte(sealed_vector, 20, get_byte(sealed_vector, 20) # 1)"
+                "UPDATE items SET sealed_vector ="
+                " set_byte(sealed_vector, 20, get_byte(sealed_vector, 20) # 1)"
             )
         )
     with pytest.raises(errors.DataCorrupted):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.domain import Caller, IndexAccess, Item, Matrix, Metadata, NewIndex, Precision, Query
-from app.engine.batch import VECTOR_DTYPES
+from app.engine.keyed import VECTOR_DTYPES
 from app.services.context import ServiceContext
 from tests.recall import truth
 from tests.recall.cells import Cell, Filter, Stage
