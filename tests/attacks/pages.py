@@ -44,9 +44,9 @@ stored again, and when its vector is stored under another id.
 {table}"""
 _VERSIONS = """## (h) Old versions
 
-Fifteen versions of an item lie in old copies of the table. Share of the bits of the last one that the majority of all
-versions gets wrong, by the change between versions as a share of the vector's length. Below the share of flips, noise
-has averaged away.
+Fifteen versions of an item lie in old copies of the table. Share of the bits of the last one that
+the majority of all versions gets wrong, by the change between versions as a share of
+the vector's length. Below the share of flips, noise has averaged away.
 
 {table}"""
 _FREQUENCY = """## (e) Frequency attack on tokens

@@ -1,4 +1,4 @@
-"""Clients that dawdle or go away: they are cut off, nothing of theirs is stored, and others are served."""
+"""Clients that dawdle or go away are cut off, store nothing, and keep nobody else waiting."""
 
 import json
 import secrets
@@ -36,7 +36,10 @@ def service(running: Service) -> Service:
 def request(route: str, **fields: Any) -> tuple[bytes, bytes]:
     """Head and body of a request."""
     body = json.dumps({**INDEX, **fields}).encode()
-    head = f"POST /v1/{route} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    head = (
+        f"POST /v1/{route} HTTP/1.1\r\nHost: localhost\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}"
+    )
     return head.encode() + b"\r\n\r\n", body
 
 
@@ -53,7 +56,7 @@ def reset(client: socket.socket) -> None:
 
 
 def dribble(client: socket.socket, data: bytes) -> tuple[bytes, float]:
-    """Send a byte at a time until there is an answer or an end; return that, and how long it took."""
+    """Send a byte at a time; return the answer or the end, and how long that took."""
     stop = threading.Event()
     start = time.monotonic()
 

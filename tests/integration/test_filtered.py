@@ -168,7 +168,7 @@ def recall(query: Matrix, rows: list[int], found: list[int]) -> float:
 async def test_random_filters_find_what_the_naive_matcher_finds(
     services: ServiceContext, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, n_lists: int
 ) -> None:
-    """Items are updated and deleted between the filters, so the index is never in the same state twice."""
+    """Items change between the filters, so the index is never in the same state twice."""
     monkeypatch.setattr(costs, "UNMEASURED_POOLS", ((1.0, 3),))
     monkeypatch.setattr(costs, "MIN_FILTERED_POOL", 3)
     monkeypatch.setattr(estimates, "MIN_ESTIMATED_ITEMS", 0)
