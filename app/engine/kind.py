@@ -4,7 +4,7 @@ A kind says where candidates come from: items that are likely to be near. Openin
 their exact vectors, checking filters and answering are not its business.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple, Protocol
 
 from app.domain import Candidates, Matrix
@@ -69,7 +69,7 @@ class FilteredScan(Scan, Protocol):
         """
         ...
 
-    def everything(self) -> AsyncIterator[list[Row]]:
+    def everything(self) -> AsyncGenerator[list[Row], None]:
         """Yield all items that may match, some thousands at a time, as of one moment."""
         ...
 

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from functools import partial
 
 from app import errors, filters
 from app.domain import Candidates, Matrix
@@ -71,9 +73,11 @@ class Matches:
 async def all_matching(scan: FilteredScan, matches: Matches) -> list[bytes]:
     """Return the keys of all items that match, opening the metadata of all that may."""
     found: list[bytes] = []
-    async for rows in scan.everything():
-        cost_us = len(rows) * costs.METADATA_US
-        found += await computed(cost_us, lambda rows=rows: matches.among_many(rows))  # type: ignore[misc]
+    # If a check fails, the cursor must be closed before its connection goes back.
+    async with aclosing(scan.everything()) as chunks:
+        async for rows in chunks:
+            matching = partial(matches.among_many, rows)
+            found += await computed(len(rows) * costs.METADATA_US, matching)
     return found
 
 

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 
 from app import errors, store
-from app.domain import Candidates, Match, Matrix, Metadata
+from app.domain import Candidates, Match, Metadata
 from app.engine import costs, rank
 from app.engine.keyed import KeyedIndex, Shape
 from app.engine.kind import FilteredScan, Kind, Scan, Wanted

@@ -41,6 +41,10 @@ _MAX_REMEMBERED_ROWS = 10_000
 # A writer seals all of an hour in one session: a reader derives a key for every session it comes
 # across.
 _SESSION_TTL_S = 3600.0
+# How long, and of how many users, it is remembered that there is none of that name. Names are
+# never used again.
+_REFUSED_TTL_S = 60.0
+_MAX_REFUSED_USERS = 10_000
 # What a transaction may end in through no fault of its own, and what repeating it repairs.
 _TRANSIENT = (pg.DeadlockDetected, pg.SerializationFailure, pg.UndefinedTable)
 
@@ -133,6 +137,7 @@ class IndexOpener:
         self._sessions: TTLCache[bytes, sessions.Session] = TTLCache(
             settings.key_cache_size, _SESSION_TTL_S
         )
+        self._refused_users: TTLCache[bytes, None] = TTLCache(_MAX_REFUSED_USERS, _REFUSED_TTL_S)
 
     @property
     def engine(self) -> AsyncEngine:
@@ -215,14 +220,28 @@ class IndexOpener:
             raise _no_right()
         return [found[1].name]
 
+    async def check_user(self, token: UserToken) -> None:
+        """Raise `Forbidden` for the token of a user that was revoked, at little or no cost.
+
+        A user that is remembered passes, until a transaction finds its index changed.
+        """
+        await self._index_of(token)
+
     async def _open_for_user(self, name: str, token: UserToken) -> KeyedIndex:
         """Return a user's own index. Another name, whether there is such an index or not, is `Forbidden`."""
+        opened = await self._index_of(token)
+        if opened.index.name != name:
+            raise _no_right()
+        return opened
+
+    async def _index_of(self, token: UserToken) -> KeyedIndex:
+        """Return a user's own index, remembered or as it is now. Raises `Forbidden`."""
+        if token.user_id in self._refused_users:
+            raise _no_right()
         digest = self._names.digest(token.user_id + token.user_key)
         opened = self._opened.get(digest)
         if opened is None or opened.index != self._rows.get(opened.index.name):
             opened = self._opened[digest] = await self._unwrap_for_user(token)
-        if opened.index.name != name:
-            raise _no_right()
         return opened
 
     async def _unwrap_for_user(self, token: UserToken) -> KeyedIndex:
@@ -230,6 +249,7 @@ class IndexOpener:
         async with self._engine.begin() as connection:
             found = await store.users.by_id(connection, token.user_id)
         if found is None:
+            self._refused_users[token.user_id] = None
             raise _no_right()
         user, index = found
         self._rows[index.name] = index

@@ -20,6 +20,7 @@ from app.services.embedding import EmbeddingService
 from app.services.indexes import IndexService
 from app.services.limits import RateLimiter
 from app.services.operations import OperationService
+from app.services.trail import Trail
 from app.services.training import TrainingService
 from app.services.users import UserService
 from app.services.vectors import VectorService
@@ -46,6 +47,8 @@ class ServiceContext:
     embedding: EmbeddingService
     operations: OperationService
     limiter: RateLimiter
+    access: IndexOpener
+    trail: Trail
 
     @classmethod
     @asynccontextmanager
@@ -82,7 +85,16 @@ class ServiceContext:
                 limiter = RateLimiter(engine, settings)
                 operations = OperationService(engine)
                 yield cls(
-                    settings, indexes, training, vectors, users, embedding, operations, limiter
+                    settings,
+                    indexes,
+                    training,
+                    vectors,
+                    users,
+                    embedding,
+                    operations,
+                    limiter,
+                    opener,
+                    Trail(engine, settings),
                 )
             finally:
                 for task in tasks:

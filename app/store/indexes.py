@@ -19,7 +19,6 @@ from app.store.pg.pool import Pool
 from app.store.pg.round_trip import RoundTrip
 from app.store.tables import dropped_indexes, indexes, item_counts
 
-
 _REVISION = "SELECT revision FROM indexes WHERE id = %s"
 
 

@@ -1,4 +1,5 @@
-"""What float16 costs: recall of an exact search over rounded vectors, and bytes of a sealed vector."""
+"""What float16 costs: recall of an exact search over rounded vectors, and bytes of a sealed
+vector."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,8 @@ def test_float16_finds_what_float32_finds() -> None:
     dimension = data.vectors.shape[1]
     print(f"\n{data.name}: {len(data.vectors):,} x {dimension}, {N_QUERIES} queries, exact search")
     print(
-        "| precision | recall@10 | recall@100 | largest error of a number | bytes of a sealed vector |"
+        "| precision | recall@10 | recall@100 | largest error of a number | bytes of a sealed "
+        "vector |"
     )
     print("|---|---|---|---|---|")
     for precision in Precision:

@@ -15,9 +15,9 @@ from psycopg.pq import Trace
 
 from app.domain import Caller, Candidates, IndexAccess, Item, NewIndex, Query
 from app.engine.sketches import estimates
-from app.store.pg import packed_rows
 from app.services.context import ServiceContext
 from app.settings import Settings
+from app.store.pg import packed_rows
 from app.store.pg.pool import Pool
 
 D = 32

@@ -292,7 +292,8 @@ async def test_a_changed_value_is_reported_and_never_skipped(
     async with engine.begin() as connection:
         await connection.execute(
             sa.text(
-                "UPDATE items SET sealed_vector = set_byte(sealed_vector, 20, get_byte(sealed_vector, 20) # 1)"
+                "UPDATE items SET sealed_vector ="
+                " set_byte(sealed_vector, 20, get_byte(sealed_vector, 20) # 1)"
             )
         )
     with pytest.raises(errors.DataCorrupted):

@@ -29,10 +29,10 @@ from app.engine.sketches import samples
 from app.services.context import ServiceContext
 from app.settings import Settings
 from app.store.pg.pool import Pool
-from tests.plans import plan_by_lists
 from app.store.presence import Presence
 from app.store.training import Claim, ClaimLost
 from app.training import trainer as trainers
+from tests.plans import plan_by_lists
 
 pytestmark = pytest.mark.anyio
 

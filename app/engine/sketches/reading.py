@@ -1,11 +1,12 @@
 """Items read by their place in the table, by their keys, or all that have some tokens."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from psycopg import errors as pg
 
 from app.domain import Candidates
+from app.engine.kind import Row
 from app.engine.sketches import statements
 from app.engine.sketches.statements import Clauses, Places, Table
 from app.observe.stages import stage
@@ -72,7 +73,7 @@ async def rows_of(connections: Pool, table: Table, item_keys: Sequence[bytes]) -
 
 async def rows(
     connections: Pool, table: Table, clauses: Clauses, at_a_time: int
-) -> AsyncIterator[list[tuple[bytes, bytes | None]]]:
+) -> AsyncGenerator[list[Row], None]:
     """Yield key and metadata of all items that meet the clauses, as of one moment."""
     try:
         async with stage("sql"), connections.lend() as raw, raw.transaction():
@@ -84,6 +85,6 @@ async def rows(
                 values = (table.index.id, *clauses)
                 await cursor.execute(statements.all_rows(table, clauses), values, binary=True)
                 while chunk := await cursor.fetchmany(at_a_time):
-                    yield chunk
+                    yield [Row(*row) for row in chunk]
     except pg.UndefinedTable as error:
         raise indexes.StaleIndex from error

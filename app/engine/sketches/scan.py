@@ -5,7 +5,7 @@ items that have its tokens, and the cheapest is taken: the set of them that is r
 of tokens, or the ivfflat index, whose scan PostgreSQL filters.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -176,10 +176,9 @@ class FilteredSketchScan(SketchScan):
             for (part,) in statements.grouped(found.rows, len(positions))
         ]
 
-    async def everything(self) -> AsyncIterator[list[Row]]:
-        """Yield all items that have the tokens, some thousands at a time, as of one moment."""
-        async for chunk in rows(self._connections, self._table, self._clauses, ROWS_AT_A_TIME):
-            yield [Row(*row) for row in chunk]
+    def everything(self) -> AsyncGenerator[list[Row], None]:
+        """Return all items that have the tokens, some thousands at a time, as of one moment."""
+        return rows(self._connections, self._table, self._clauses, ROWS_AT_A_TIME)
 
     async def among(
         self, positions: Sequence[int], item_keys: Sequence[bytes], n_items: int
