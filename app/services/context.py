@@ -80,8 +80,8 @@ class ServiceContext:
                 asyncio.create_task(_keep_adding_audit_months(engine)),
             ]
             try:
-                vectors = VectorService(engine, searcher, opener, training, settings, embedding)
-                users = UserService(engine, opener)
+                vectors = VectorService(searcher, opener, training, embedding, settings)
+                users = UserService(opener)
                 limiter = RateLimiter(engine, settings)
                 operations = OperationService(engine)
                 yield cls(

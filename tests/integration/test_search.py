@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import errors, store
-from app.domain import Caller, IndexAccess, Item, Matrix, NewIndex, Query
+from app.domain import Caller, IndexAccess, Item, Match, Matrix, NewIndex, Query
 from app.services.context import ServiceContext
 from app.settings import Settings
 from app.store.pg import packed_rows
@@ -75,6 +75,34 @@ async def test_an_untrained_index_finds_98_of_100_nearest(
         ]
     )
     assert recall >= 0.98
+
+
+async def test_where_sketches_hardly_tell_items_apart_more_of_them_are_opened(
+    services: ServiceContext,
+) -> None:
+    """Of noise, 200 candidates hold half of the nearest: the winners tell that it is not enough."""
+    rng = np.random.default_rng(5)
+    vectors = rng.standard_normal((N_ITEMS, 64)).astype(np.float32)
+    queries = rng.standard_normal((30, 64)).astype(np.float32)
+    await create(services)
+    stored = [Item(str(row), vector, None, {"half": row % 2}) for row, vector in enumerate(vectors)]
+    await services.vectors.upsert(access(), stored)
+    found = await services.vectors.query(access(), Query(vectors=queries, top_k=10))
+    assert recall(found, exact("euclidean", queries, vectors, 10)) >= 0.98
+    # The halves have tokens.
+    query = Query(vectors=queries, top_k=10, filters={"half": 1})
+    expected = exact("euclidean", queries, vectors[1::2], 10)
+    true = [{str(2 * int(row) + 1) for row in rows} for rows in expected]
+    for _ in range(3):
+        assert recall(await services.vectors.query(access(), query), true) >= 0.98
+
+
+def recall(found: list[list[Match]], true: list[set[str]]) -> float:
+    shares = [
+        len({match.id for match in matches} & wanted) / len(wanted)
+        for matches, wanted in zip(found, true, strict=True)
+    ]
+    return float(np.mean(shares))
 
 
 async def test_batch_and_single_queries_agree(services: ServiceContext) -> None:

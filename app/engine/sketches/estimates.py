@@ -40,6 +40,18 @@ class Estimates:
                 self._known[name] = known
         return known
 
+    async def n_items(self, connections: Pool, table: Table) -> int:
+        """Return about how many items an index has. Raises `StaleIndex`."""
+        name = (table.index.id, None)
+        known = self._known.get(name)
+        if known is None:
+            async with indexes.trip(connections, table.index) as trip:
+                counted = trip.execute(statements.N_ITEMS, (table.index.id,))
+            known = Estimate(counted.one()[0], 1.0)
+            if known.n_items >= MIN_ESTIMATED_ITEMS:
+                self._known[name] = known
+        return known.n_items
+
 
 async def _estimated(connections: Pool, table: Table, clauses: Clauses) -> Estimate:
     n_tokens = max(SAMPLE_TOKENS, sum(map(len, clauses)))

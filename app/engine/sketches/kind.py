@@ -17,7 +17,7 @@ class Sketches:
 
     def scan(self, wanted: Wanted, connections: Pool) -> SketchScan:
         """Return the way to the candidates of a search without a filter."""
-        return SketchScan(wanted, connections)
+        return SketchScan(wanted, connections, self._estimates)
 
     def filtered(self, wanted: Wanted, where: Node, connections: Pool) -> FilteredSketchScan:
         """Return the way to the candidates that match `where`."""

@@ -54,16 +54,16 @@ class Progress:
 class SketchScan:
     """Candidates by sketch alone, for a search without a filter."""
 
-    def __init__(self, wanted: Wanted, connections: Pool) -> None:
+    def __init__(self, wanted: Wanted, connections: Pool, estimates: Estimates) -> None:
         self._wanted = wanted
         self._connections = connections
+        self._estimates = estimates
         self._index = wanted.keyed.index
         shape = wanted.shape
         self._table = Table(self._index, shape.sketch_bits, shape.dimension)
         self._sketches = _sketches(wanted)
         first = Look(shape.sketch_bits, wanted.ask.pool)
         self._progress = [Progress(first) for _ in self._sketches]
-        self._n_items: float | None = None
 
     async def look(self, positions: Sequence[int]) -> list[Candidates]:
         """Return for each of the queries at `positions` candidates that it has not seen before."""
@@ -103,12 +103,8 @@ class SketchScan:
 
     async def _n_in_reach(self) -> float:
         """Return about how many items the lists hold that this search reads."""
-        if self._n_items is None:
-            async with indexes.trip(self._connections, self._index) as trip:
-                counted = trip.execute(statements.N_ITEMS, (self._index.id,))
-            share = min(1.0, self._wanted.ask.n_probes / self._index.n_lists)
-            self._n_items = counted.one()[0] * share
-        return self._n_items
+        n_items = await self._estimates.n_items(self._connections, self._table)
+        return n_items * min(1.0, self._wanted.ask.n_probes / self._index.n_lists)
 
     def _queries(
         self, positions: Sequence[int], reaches: Sequence[Reach] | None = None
@@ -129,8 +125,8 @@ class FilteredSketchScan(SketchScan):
         estimates: Estimates,
         sets: TokenSets,
     ) -> None:
-        super().__init__(wanted, connections)
-        self._estimates, self._sets = estimates, sets
+        super().__init__(wanted, connections, estimates)
+        self._sets = sets
         unfilterable = metadata_schema.unfilterable(wanted.keyed.schema)
         token = tokens.tokenizer(wanted.keyed.keys.token_key)
         self._clauses = [
