@@ -69,6 +69,10 @@ class SketchScan:
         """Return for each of the queries at `positions` candidates that it has not seen before."""
         return await self._by_lists(positions, None)
 
+    def n_wanted(self, position: int) -> int:
+        """Return about how many candidates the next look of a query brings."""
+        return self._progress[position].look.n_candidates
+
     async def is_enough(self, position: int, winners: Matrix, worst: float) -> bool:
         """Whether hardly any item that was not seen is nearer than the winners of a query."""
         progress, wanted = self._progress[position], self._wanted
@@ -105,7 +109,7 @@ class SketchScan:
         """Return about how many items the lists hold that this search reads."""
         if self._n_items is None:
             async with indexes.trip(self._connections, self._index) as trip:
-                counted = trip.execute(statements.N_ITEMS, (self._index.id,))
+                counted = trip.execute(indexes.N_ITEMS, (self._index.id,))
             share = min(1.0, self._wanted.ask.n_probes / self._index.n_lists)
             self._n_items = counted.one()[0] * share
         return self._n_items
