@@ -46,7 +46,7 @@ class Estimates:
         known = self._known.get(name)
         if known is None:
             async with indexes.trip(connections, table.index) as trip:
-                counted = trip.execute(statements.N_ITEMS, (table.index.id,))
+                counted = trip.execute(indexes.N_ITEMS, (table.index.id,))
             known = Estimate(counted.one()[0], 1.0)
             if known.n_items >= MIN_ESTIMATED_ITEMS:
                 self._known[name] = known
