@@ -101,13 +101,15 @@ class UserToken:
 class Caller:
     """Who sends the request: a user with its token, else the root key, or anybody when no root key is set.
 
-    `name`, `request_id` and `operation` (the route's) are what the audit log says of the request.
+    `name`, `request_id` and `operation` (the route's) are what the audit log says of the request;
+    `is_read` is whether its route changes nothing.
     """
 
     user: UserToken | None = None
     name: str = field(default="open", compare=False)
     request_id: str = field(default="", compare=False)
     operation: str = field(default="", compare=False)
+    is_read: bool = field(default=False, compare=False)
 
     @property
     def is_root(self) -> bool:

@@ -12,18 +12,12 @@ from app import errors, filters
 from app.crypto import tokens
 from app.domain import MAX_DIMENSION, Index, Item, Matrix, Metadata, Precision, SealedItems, Vector
 from app.engine import metadata_schema
-from app.engine.keyed import KeyedIndex
-from app.engine.sketches.encoder import Encoder
+from app.engine.costs import SEALED_AT_A_TIME
+from app.engine.keyed import VECTOR_DTYPES, KeyedIndex, Shape
 from app.observe.stages import stage, timed
 from app.store.pg import copy_rows
 
 MAX_ID_BYTES = 1024
-_PIECE_ITEMS = 1_000
-
-VECTOR_DTYPES: dict[Precision, np.dtype[np.floating]] = {
-    Precision.FLOAT32: np.dtype("<f4"),
-    Precision.FLOAT16: np.dtype("<f2"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +130,7 @@ class SealedBatch(NamedTuple):
 
 
 @timed("seal")
-def seal(batch: Batch, opened: KeyedIndex, encoder: Encoder) -> SealedBatch:
+def seal(batch: Batch, opened: KeyedIndex, shape: Shape) -> SealedBatch:
     """Return what to store, a row for each id; of items with the same id the last one counts.
 
     They have a second sketch by the index's next encoder, if there is one.
@@ -146,10 +140,11 @@ def seal(batch: Batch, opened: KeyedIndex, encoder: Encoder) -> SealedBatch:
         for position, item_key in enumerate(tokens.item_keys(opened.keys.blind_key, batch.ids))
     }
     item_keys = sorted(positions)
-    sealer = _BatchSealer(batch, opened, encoder)
+    sealer = _BatchSealer(batch, opened, shape)
     # In pieces: what is sealed and the rows made of it need not be there all at once.
     pieces = [
-        item_keys[start : start + _PIECE_ITEMS] for start in range(0, len(item_keys), _PIECE_ITEMS)
+        item_keys[start : start + SEALED_AT_A_TIME]
+        for start in range(0, len(item_keys), SEALED_AT_A_TIME)
     ]
     rows = [
         copy_rows.rows(
@@ -163,12 +158,11 @@ def seal(batch: Batch, opened: KeyedIndex, encoder: Encoder) -> SealedBatch:
 class _BatchSealer:
     """Seals items of one batch."""
 
-    def __init__(self, batch: Batch, opened: KeyedIndex, encoder: Encoder) -> None:
+    def __init__(self, batch: Batch, opened: KeyedIndex, shape: Shape) -> None:
         self._batch = batch
         self._keys = opened.keys
-        self._dtype = VECTOR_DTYPES[opened.index.storage_precision]
-        self._encoder = encoder
-        self._next_encoder = opened.next_encoder
+        self._dtype = shape.dtype
+        self._encoder, self._next_encoder = shape.encoder, shape.next_encoder
         self._unfilterable = metadata_schema.unfilterable(opened.schema)
         self._blinder = _Blinder(opened.keys.token_key)
 

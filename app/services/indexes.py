@@ -19,12 +19,11 @@ from app.domain import (
     NewIndex,
 )
 from app.engine import metadata_schema
-from app.engine.keyed import KeyedIndex
 from app.engine.sketches import samples
 from app.engine.sketches.encoder import MAX_SKETCH_BITS, sketch_bits
 from app.observe.stages import stage
 from app.services import audit
-from app.services.access import IndexOpener
+from app.services.access import IndexOpener, Use, on_index
 from app.services.embedding import EmbeddingService
 from app.settings import Settings
 from app.training import drift
@@ -104,38 +103,33 @@ class IndexService:
         if caller.user is not None:
             await self._opener.visible_names(caller)
 
-    async def describe(self, access: IndexAccess) -> IndexDescription:
+    @on_index(needs=None)
+    async def describe(self, use: Use) -> IndexDescription:
         """Return the contract's facts about an index."""
-
-        async def read(opened: KeyedIndex) -> IndexDescription:
-            index = opened.index
-            async with stage("sql"), self._engine.connect() as connection:
-                await store.indexes.check_revision(connection, index)
-            config = index.index_config or (
-                _DEFAULT_CONFIG if self._settings.legacy_describe else None
-            )
-            return IndexDescription(
-                index.name,
-                index.is_trained,
-                index.dimension or 0,
-                index.metric,
-                index.n_lists,
-                config,
-                opened.schema,
-            )
-
-        return await self._opener.with_index(access, read, needs=None)
+        index = use.index
+        async with use.transaction():
+            pass
+        legacy = _DEFAULT_CONFIG if self._settings.legacy_describe else None
+        return IndexDescription(
+            index.name,
+            index.is_trained,
+            index.dimension or 0,
+            index.metric,
+            index.n_lists,
+            index.index_config or legacy,
+            use.keyed.schema,
+        )
 
     async def delete(self, access: IndexAccess) -> None:
         """Delete an index with all its items. Its name is free at once."""
-
-        async def delete(opened: KeyedIndex) -> None:
-            async with stage("sql"), self._engine.begin() as connection:
-                await store.indexes.delete(connection, opened.index)
-                await store.audit.record(connection, audit.entry(access, "delete", opened.index.id))
-
-        await self._opener.with_index(access, delete, needs=None)
+        await self._delete(access)
         self.sweep()
+
+    @on_index(needs=None)
+    async def _delete(self, use: Use) -> None:
+        async with stage("sql"), use.engine.begin() as connection:
+            await store.indexes.delete(connection, use.index)
+            await use.record(connection, "delete")
 
     def sweep(self) -> None:
         """Begin to drop what deleted indexes have left behind. It may wait for whoever reads the whole table."""
@@ -155,45 +149,41 @@ class IndexService:
         except errors.AppError as error:
             logger.warning("dropping deleted indexes is put off: %s", error)
 
-    async def stats(self, access: IndexAccess) -> dict[str, Any]:
+    @on_index(needs=None)
+    async def stats(self, use: Use) -> dict[str, Any]:
         """Return what we know of an index beyond the contract."""
-
-        async def read(opened: KeyedIndex) -> dict[str, Any]:
-            index = opened.index
-            async with stage("sql"), self._engine.connect() as connection:
-                await store.indexes.check_revision(connection, index)
-                n_items, n_changes = await store.indexes.count(connection, index.id)
-                n_bytes, n_ivf_bytes = await store.items.sizes(connection, index)
-                job = await store.training.job(connection, index.id)
-                sizes = (
-                    await samples.list_sizes(connection, index, _N_LIST_SAMPLES)
-                    if index.is_trained
-                    else []
-                )
-            counts = drift.Counts(n_items, n_changes, imbalance(sizes, n_items, index.n_lists))
-            embedding = await self._embedding.stats(index)
-            return {
-                "index_name": index.name,
-                "n_items": n_items,
-                "n_changes": n_changes,
-                "dimension": index.dimension or 0,
-                "metric": index.metric,
-                "storage_precision": index.storage_precision,
-                **drift.facts(index, counts, job, self._settings.drift_share),
-                "encoder": {
-                    "version": index.encoder_version,
-                    "sketch_bits": index.sketch_bits,
-                    "sketch_noise": index.sketch_noise,
-                    "is_fitted": index.encoder_version > 0,
-                },
-                "embedding": embedding,
-                "size_bytes": n_bytes,
-                "ivf_size_bytes": n_ivf_bytes,
-                "metadata_schema": opened.schema or {},
-                "created_at": index.created_at,
-            }
-
-        return await self._opener.with_index(access, read, needs=None)
+        index = use.index
+        async with use.transaction() as connection:
+            n_items, n_changes = await store.indexes.count(connection, index.id)
+            n_bytes, n_ivf_bytes = await store.items.sizes(connection, index)
+            job = await store.training.job(connection, index.id)
+            sizes = (
+                await samples.list_sizes(connection, index, _N_LIST_SAMPLES)
+                if index.is_trained
+                else []
+            )
+        counts = drift.Counts(n_items, n_changes, imbalance(sizes, n_items, index.n_lists))
+        embedding = await self._embedding.stats(index)
+        return {
+            "index_name": index.name,
+            "n_items": n_items,
+            "n_changes": n_changes,
+            "dimension": index.dimension or 0,
+            "metric": index.metric,
+            "storage_precision": index.storage_precision,
+            **drift.facts(index, counts, job, self._settings.drift_share),
+            "encoder": {
+                "version": index.encoder_version,
+                "sketch_bits": index.sketch_bits,
+                "sketch_noise": index.sketch_noise,
+                "is_fitted": index.encoder_version > 0,
+            },
+            "embedding": embedding,
+            "size_bytes": n_bytes,
+            "ivf_size_bytes": n_ivf_bytes,
+            "metadata_schema": use.keyed.schema or {},
+            "created_at": index.created_at,
+        }
 
     def _sketch_bits(self, new: NewIndex) -> int | None:
         bits = self._settings.sketch_bits if new.sketch_bits is None else new.sketch_bits

@@ -1,6 +1,7 @@
 """Statements on `indexes` and `item_counts`."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
@@ -12,11 +13,42 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import errors
 from app.domain import Index, Metric, Precision
+from app.observe.stages import stage
+from app.store.pg.connection import Connection
+from app.store.pg.pool import Pool
+from app.store.pg.round_trip import RoundTrip
 from app.store.tables import dropped_indexes, indexes, item_counts
+
+_REVISION = "SELECT revision FROM indexes WHERE id = %s"
+N_ITEMS = "SELECT coalesce(sum(n_items), 0)::bigint FROM item_counts WHERE index_id = %s"
 
 
 class StaleIndex(Exception):
     """What the caller knows of an index is no longer true; it reads the row again and starts over."""
+
+
+class IndexTrip(RoundTrip):
+    """A round trip to the items of `index`. Raises `StaleIndex` unless that is the row as it is now."""
+
+    def __init__(self, raw: Connection, index: Index) -> None:
+        super().__init__(raw)
+        self._index = index
+        self._revision = self.execute(_REVISION, (index.id,))
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            await super().__aexit__(kind)
+        except pg.UndefinedTable as error:
+            raise StaleIndex from error
+        if kind is None and list(self._revision.rows) != [(self._index.revision,)]:
+            raise StaleIndex
+
+
+@asynccontextmanager
+async def trip(connections: Pool, index: Index) -> AsyncIterator[IndexTrip]:
+    """Send the statements of the block to the items of `index`. Raises `StaleIndex`."""
+    async with stage("sql"), connections.lend() as raw, IndexTrip(raw, index) as trip:
+        yield trip
 
 
 async def create(connection: AsyncConnection, values: dict[str, Any]) -> None:
@@ -68,6 +100,13 @@ async def check_revision(connection: AsyncConnection, index: Index) -> None:
         indexes.c.id == index.id, indexes.c.revision == index.revision
     )
     if (await connection.execute(statement)).one_or_none() is None:
+        raise StaleIndex
+
+
+async def check_revision_of(raw: Connection, index: Index) -> None:
+    """Raise `StaleIndex` unless `index` is the row as it is in the transaction of `raw`."""
+    cursor = await raw.execute(_REVISION, (index.id,))
+    if await cursor.fetchall() != [(index.revision,)]:
         raise StaleIndex
 
 

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.domain import Index
 from app.engine import profile
+from app.engine.costs import Workload
 from app.engine.keyed import KeyedIndex
 from app.engine.opening import chunk_items, open_vectors
 from app.engine.sketches import samples
@@ -87,9 +88,7 @@ class Calibrator:
         points = await self._measure(index, known, advance)
         async with self._engine.connect() as connection:
             sizes = await samples.list_sizes(connection, index, _N_SIZES)
-        workload = recall.Workload(
-            n_items, index.n_lists, index.dimension or 1, index.sketch_bits or 0
-        )
+        workload = Workload(n_items, index.n_lists, index.dimension or 1, index.sketch_bits or 0)
         kept = {top_k: recall.cheapest(measured, workload) for top_k, measured in points.items()}
         at_ten, target = kept[recall.TOP_KS[0]], self._settings.target_recall
         reached = next(

@@ -25,13 +25,14 @@ from app.domain import (
     TrainingResult,
     TrainingStatus,
 )
-from app.engine.sketches import samples, sketch_scan
+from app.engine.sketches import samples
 from app.services.context import ServiceContext
 from app.settings import Settings
 from app.store.pg.pool import Pool
 from app.store.presence import Presence
 from app.store.training import Claim, ClaimLost
 from app.training import trainer as trainers
+from tests.plans import plan_by_lists
 
 pytestmark = pytest.mark.anyio
 
@@ -114,12 +115,6 @@ async def assert_clean(engine: AsyncEngine) -> None:
     assert await relations(engine) == [(store.tables.ivf_name(index.id, index.generation), True)]
 
 
-async def plan_of_a_search(pool: Pool, index: Index) -> str:
-    async with pool.lend() as raw:
-        sketch = bytes((index.sketch_bits or 0) // 8)
-        return await sketch_scan.explain(raw, index, [sketch], pool=10)
-
-
 def exact(metric: str, queries: Matrix, vectors: Matrix, k: int) -> list[set[str]]:
     if metric == "cosine":
         vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -192,7 +187,7 @@ async def test_queries_use_the_new_ivfflat_index_and_fewer_probes_find_less(
     index = await row(engine)
     assert (
         f"Index Scan using {store.tables.ivf_name(index.id, index.generation)}"
-        in await plan_of_a_search(pool, index)
+        in await plan_by_lists(pool, index)
     )
     by_probes = [
         await recall(services, "euclidean", queries, vectors, n_probes=n_probes, rerank_mult=4)
@@ -220,7 +215,7 @@ async def test_a_new_generation_is_measured_and_not_used_before_the_swap(
             f"{store.tables.partition_name(index.id)} "
             f"{store.partitions.ivf_definition(index.encoder_version, bits, 8, new.generation)}"
         )
-    before = await plan_of_a_search(pool, index)
+    before = await plan_by_lists(pool, index)
     async with engine.begin() as connection:
         measured = await samples.explain_candidate_keys(connection, new, bytes(bits // 8))
     assert store.tables.ivf_name(index.id, index.generation) in before

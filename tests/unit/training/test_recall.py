@@ -5,6 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from app.domain import Matrix, Metric
+from app.engine.costs import Workload
 from app.engine.profile import Point
 from app.training import recall
 
@@ -94,7 +95,7 @@ def test_recall_grows_with_the_pool_and_its_promise_is_lower() -> None:
 
 
 def test_only_points_worth_their_cost_are_kept() -> None:
-    workload = recall.Workload(10_000, 100, 384, 768)
+    workload = Workload(10_000, 100, 384, 768)
     points = [
         Point(1, 10, 0.5, 0.5),
         Point(1, 900, 0.55, 0.55),
