@@ -159,15 +159,19 @@ class IndexKeys:
     ms.
     """
 
-    def __init__(self, pseudorandom_key: bytes, index_id: UUID) -> None:
+    def __init__(
+        self, pseudorandom_key: bytes, index_id: UUID, *, demands_header: bool = True
+    ) -> None:
+        """`demands_header` is what the wrapped key has said from which these keys come."""
         self.index_id = index_id
+        self.demands_header = demands_header
         self._pseudorandom_key = pseudorandom_key
         self._sessions = _SessionCiphers(pseudorandom_key, index_id)
 
     @classmethod
-    def derive(cls, dek: bytes, index_id: UUID) -> Self:
+    def derive(cls, dek: bytes, index_id: UUID, *, demands_header: bool = True) -> Self:
         """Derive the keys of the index whose data key is `dek`."""
-        return cls(hkdf.extract(index_id.bytes, dek), index_id)
+        return cls(hkdf.extract(index_id.bytes, dek), index_id, demands_header=demands_header)
 
     def __repr__(self) -> str:
         return f"IndexKeys(index_id={self.index_id})"
@@ -233,7 +237,12 @@ class WriterKeys(IndexKeys):
     """The keys of someone who may write but not read: they seal, and open the encoder only."""
 
     def __init__(
-        self, write_key: bytes, index_id: UUID, session: sessions.Session | None = None
+        self,
+        write_key: bytes,
+        index_id: UUID,
+        session: sessions.Session | None = None,
+        *,
+        demands_header: bool = True,
     ) -> None:
         """`write_key` is that of `IndexKeys.write_key`.
 
@@ -241,7 +250,7 @@ class WriterKeys(IndexKeys):
         """
         if len(write_key) != _WRITE_KEY_BYTES:
             raise DataCorrupted("the stored write key of a user has an unknown format")
-        super().__init__(b"", index_id)
+        super().__init__(b"", index_id, demands_header=demands_header)
         self._write_key = write_key
         starts = (sessions.PUBLIC_BYTES + number * KEY_BYTES for number in range(3))
         self._keys = [write_key[start : start + KEY_BYTES] for start in starts]

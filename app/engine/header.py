@@ -11,7 +11,8 @@ The header is renewed in the transaction that changes one of its facts. Version 
 (`crypto.keys`, `crypto.user_keys`) says that the index has a header: without one it does not open.
 """
 
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 import msgspec
 
@@ -38,6 +39,11 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
         """Return what the row of `index` says."""
         return msgspec.convert(index, cls, from_attributes=True)
 
+    @classmethod
+    def of_new(cls, values: Mapping[str, Any]) -> Self:
+        """Return what the row of a new index will say, given the `values` that are stored."""
+        return msgspec.convert({"encoder_version": 0, **values}, cls)
+
 
 _decode = msgspec.json.Decoder(Header).decode
 
@@ -47,13 +53,13 @@ def seal(index_keys: keys.IndexKeys, header: Header) -> bytes:
     return index_keys.parameters.seal(aead.HEADER_LEVEL, msgspec.json.encode(header))
 
 
-def check(index: Index, index_keys: keys.IndexKeys, *, is_compulsory: bool) -> None:
+def check(index: Index, index_keys: keys.IndexKeys) -> None:
     """Raise `DataCorrupted` unless the row of `index` says what its header says.
 
-    An index of before headers has none, and must not have to have one: `is_compulsory`.
+    An index of before headers has none, and its wrapped keys demand none.
     """
     if index.sealed_header is None:
-        if is_compulsory:
+        if index_keys.demands_header:
             raise DataCorrupted(f"The sealed header of index '{index.name}' is missing")
         return
     try:
@@ -61,7 +67,9 @@ def check(index: Index, index_keys: keys.IndexKeys, *, is_compulsory: bool) -> N
     except msgspec.DecodeError as error:
         raise DataCorrupted("the stored header of the index is malformed") from error
     row = Header.of(index)
-    wrong = [name for name in Header.__struct_fields__ if getattr(row, name) != getattr(sealed, name)]
+    wrong = [
+        name for name in Header.__struct_fields__ if getattr(row, name) != getattr(sealed, name)
+    ]
     if wrong:
         raise DataCorrupted(
             f"The row of index '{index.name}' was changed without its key: {', '.join(wrong)}"
