@@ -19,6 +19,18 @@ MIN_FILTERED_POOL = 200
 # opened at first.
 KNOWN_MULT = 5
 
+# An untrained index of so many items, and vectors of so many bytes, is always ranked exactly.
+SMALL_INDEX_ITEMS = 2_000
+SMALL_INDEX_BYTES = 16 * 1024 * 1024
+# An index that had twice as many is not counted again for so long.
+LARGE_INDEX_TTL_S = 5
+MAX_LARGE_INDEXES = 10_000
+# A search whose next looks would hold more numbers than this reads every item once instead, in
+# slices: 64 MB.
+MAX_NUMBERS_OPENED = 16_000_000
+# Exact searches that a worker makes at a time: each takes a connection and a core for long.
+EXACT_AT_A_TIME = 2
+
 # ---------------------------------------------------------------- filters that tokens cannot decide
 
 # Items of one kind, far from the query, are all about as far: where few are left, more of them are
@@ -109,6 +121,8 @@ class Ask:
     target_recall: float
     # Whether the query has said itself how many lists.
     is_n_probes_given: bool = False
+    # Whether every item is to be compared.
+    is_exact: bool = False
 
     def filtered(self) -> Self:
         """Return the same for a search with a filter."""

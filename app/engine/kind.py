@@ -41,6 +41,10 @@ class Scan(Protocol):
         """
         ...
 
+    def n_wanted(self, position: int) -> int:
+        """Return about how many candidates the next look of a query brings."""
+        ...
+
     async def is_enough(self, position: int, winners: Matrix, worst: float) -> bool:
         """Whether hardly any item that was not seen is nearer than the winners (k, d) of a query.
 

@@ -50,11 +50,11 @@ class Matches:
 
     def kept(self, read: Candidates) -> Candidates:
         """Return the candidates that match. What was replaced meanwhile is checked again."""
-        metadata = read.sealed_metadata or ()
-        rows = [Row(*row) for row in zip(read.item_keys, map(_or_none, metadata), strict=True)]
-        matching = set(self.among(rows))
-        places = [place for place, key in enumerate(read.item_keys) if key in matching]
-        return read if len(places) == len(rows) else packed_rows.chosen(read, places)
+        return _chosen(read, self.among(_rows(read)))
+
+    def kept_of_many(self, read: Candidates) -> Candidates:
+        """Return the candidates that match; remember nothing, as there may be millions."""
+        return _chosen(read, self.among_many(_rows(read)))
 
     def _verdict(self, row: Row) -> bool:
         known = self._verdicts.get(row.item_key)
@@ -110,6 +110,11 @@ class MatchingScan:
             for some in keys
         ]
 
+    def n_wanted(self, position: int) -> int:
+        """Return how many candidates of a query are opened at most."""
+        del position
+        return costs.FEW_MULT * self._pool
+
     async def is_enough(self, position: int, winners: Matrix, worst: float) -> bool:
         """Whether enough candidates of a query match."""
         del winners, worst
@@ -152,6 +157,17 @@ class MatchingScan:
         expected = costs.LOOK_MARGIN * n_looked * n_wanted / max(1, fewest)
         self._n_to_look = max(costs.FURTHER_LOOK_MULT * n_looked, int(expected))
         return matching
+
+
+def _rows(read: Candidates) -> list[Row]:
+    metadata = read.sealed_metadata or ()
+    return [Row(*row) for row in zip(read.item_keys, map(_or_none, metadata), strict=True)]
+
+
+def _chosen(read: Candidates, item_keys: Sequence[bytes]) -> Candidates:
+    chosen = set(item_keys)
+    places = [place for place, key in enumerate(read.item_keys) if key in chosen]
+    return read if len(places) == len(read.item_keys) else packed_rows.chosen(read, places)
 
 
 def _or_none(sealed: bytes) -> bytes | None:

@@ -3,7 +3,7 @@
 import math
 
 from app import errors
-from app.domain import Query
+from app.domain import Index, Query
 from app.engine import costs
 from app.engine.costs import Ask
 from app.engine.keyed import KeyedIndex
@@ -31,11 +31,7 @@ def ask(keyed: KeyedIndex, query: Query, top_k: int, usual_target: float) -> Ask
     if target is None:
         target = default_target(usual_target, top_k) if index.is_trained else None
     planned = _planned(keyed, top_k, target)
-    pool = planned.pool
-    if query.rerank_mult is not None:
-        pool = top_k * max(1, query.rerank_mult)
-        if not index.is_trained:
-            pool = max(pool, planned.pool)
+    pool = max(planned.pool, top_k * (query.rerank_mult or 0))
     mult = costs.FILTERED_PROBES_MULT if query.filters else 1
     n_probes = query.n_probes or math.ceil(planned.n_probes * mult)
     asked = Ask(
@@ -44,8 +40,17 @@ def ask(keyed: KeyedIndex, query: Query, top_k: int, usual_target: float) -> Ask
         n_probes=min(n_probes, index.n_lists),
         target_recall=planned.target_recall,
         is_n_probes_given=bool(query.n_probes),
+        is_exact=_is_exact(index, query),
     )
     return asked.filtered() if query.filters else asked
+
+
+def _is_exact(index: Index, query: Query) -> bool:
+    """Whether `query` asks for every list of a trained index, or for all that is near.
+
+    Clients of old send one probe with every query: it counts only once an index has lists.
+    """
+    return query.target_recall == 1 or (index.is_trained and (query.n_probes or 0) >= index.n_lists)
 
 
 def _planned(keyed: KeyedIndex, top_k: int, target: float | None) -> Ask:

@@ -13,12 +13,14 @@ import numpy as np
 from app import errors, store
 from app.domain import Candidates, Match, Metadata
 from app.engine import costs, rank
+from app.engine.exact import ExactSearch
 from app.engine.keyed import KeyedIndex, Shape
 from app.engine.kind import FilteredScan, Kind, Scan, Wanted
 from app.engine.kinds import Kinds
 from app.engine.matches import Matches, MatchingScan, all_matching
 from app.engine.opening import open_metadata
 from app.engine.rank import Winner
+from app.engine.small import SmallIndexes
 from app.engine.threads import computed
 from app.filters.nodes import Node
 from app.observe.stages import SCAN_QUEUE, stage
@@ -32,7 +34,9 @@ class Searcher:
     def __init__(self, connections: Pool, settings: Settings) -> None:
         self._connections = connections
         self._kinds = Kinds()
+        self._small = SmallIndexes(connections)
         self._turns = asyncio.Semaphore(settings.pool_size)
+        self._exact_turns = asyncio.Semaphore(costs.EXACT_AT_A_TIME)
         self._patience_s = settings.pool_timeout_s
         self._timeout_ms = settings.statement_timeout_ms
 
@@ -40,7 +44,12 @@ class Searcher:
         self, wanted: Wanted, where: Node | None, include: frozenset[str]
     ) -> list[list[Match]]:
         """Return for each query its nearest items that match, nearest first."""
-        async with self._turn():
+        if wanted.ask.is_exact:
+            async with self._turn(self._exact_turns):
+                found = await self._exact(wanted, where).nearest(range(len(wanted.queries)))
+                return await self._answer(wanted.keyed, found, include)
+        async with self._turn(self._turns):
+            wanted = await self._small.settled(wanted)
             search = await self._begin(wanted, where)
             answer: list[list[Match]] = []
             for part in _parts(wanted, is_filtered=where is not None):
@@ -49,7 +58,7 @@ class Searcher:
 
     async def count(self, keyed: KeyedIndex, shape: Shape, where: Node) -> int:
         """Return the number of items that match."""
-        async with self._turn():
+        async with self._turn(self._turns):
             nothing = np.empty((0, shape.dimension), np.float32)
             ask = costs.Ask(top_k=1, pool=1, n_probes=1, target_recall=1)
             wanted = Wanted(keyed, shape, nothing, ask)
@@ -65,27 +74,35 @@ class Searcher:
         kind = self._kind(wanted.keyed)
         if where is None:
             scan = await computed(cost_us, lambda: kind.scan(wanted, self._connections))
-            return Search(wanted, scan)
+            return Search(wanted, scan, ExactSearch(wanted, self._connections))
         filtered = await computed(cost_us, lambda: kind.filtered(wanted, where, self._connections))
-        return FilteredSearch(wanted, filtered, Matches(wanted.keyed, where, self._timeout_ms))
+        matches = Matches(wanted.keyed, where, self._timeout_ms)
+        exact = ExactSearch(wanted, self._connections, matches.kept_of_many)
+        return FilteredSearch(wanted, filtered, matches, exact)
+
+    def _exact(self, wanted: Wanted, where: Node | None) -> ExactSearch:
+        if where is None:
+            return ExactSearch(wanted, self._connections)
+        matches = Matches(wanted.keyed, where, self._timeout_ms)
+        return ExactSearch(wanted, self._connections, matches.kept_of_many)
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
+    async def _turn(self, turns: asyncio.Semaphore) -> AsyncIterator[None]:
         with stage(SCAN_QUEUE):
-            await self._take_turn()
+            await self._take_turn(turns)
         try:
             yield
         finally:
-            self._turns.release()
+            turns.release()
 
-    async def _take_turn(self) -> None:
-        if not self._turns.locked():
+    async def _take_turn(self, turns: asyncio.Semaphore) -> None:
+        if not turns.locked():
             # At once, and without a timer, which costs more than all the rest of it.
-            await self._turns.acquire()
+            await turns.acquire()
             return
         try:
             async with asyncio.timeout(self._patience_s):
-                await self._turns.acquire()
+                await turns.acquire()
         except TimeoutError:
             raise errors.Overloaded("All search connections are busy; try again later") from None
 
@@ -121,27 +138,49 @@ class Searcher:
 class Search:
     """One search, for whichever of its queries are asked for at a time."""
 
-    def __init__(self, wanted: Wanted, scan: Scan) -> None:
+    def __init__(self, wanted: Wanted, scan: Scan, exact: ExactSearch) -> None:
         self._wanted = wanted
         self._scan = scan
+        self._exact = exact
 
     async def nearest(self, positions: Sequence[int]) -> list[list[Winner]]:
         """Return for each of the queries at `positions` its best, nearest first."""
         winners: dict[int, list[Winner]] = {position: [] for position in positions}
         pending = list(positions)
         while pending:
-            candidates = await self._scan.look(pending)
-            ranked = await self._ranked(pending, candidates)
-            if not await self._keep(ranked):
-                # What was found so far does not match: begin again.
-                winners = {position: [] for position in positions}
-                pending = list(positions)
-                continue
-            for position, more in zip(pending, ranked, strict=True):
-                best = rank.merged(winners[position], more, self._wanted.ask.top_k)
-                winners[position] = best
+            if self._n_numbers(pending) > costs.MAX_NUMBERS_OPENED:
+                exact = await self._exact.nearest(pending)
+                winners.update(zip(pending, exact, strict=True))
+                break
+            for part in self._portions(pending):
+                if not await self._look(part, winners):
+                    # What was found so far does not match: begin again.
+                    return await self.nearest(positions)
             pending = [one for one in pending if not await self._is_enough(one, winners[one])]
         return [winners[position] for position in positions]
+
+    async def _look(self, positions: Sequence[int], winners: dict[int, list[Winner]]) -> bool:
+        """Let each query look once. Whether what it has found may be in the answer."""
+        ranked = await self._ranked(positions, await self._scan.look(positions))
+        if not await self._keep(ranked):
+            return False
+        for position, more in zip(positions, ranked, strict=True):
+            winners[position] = rank.merged(winners[position], more, self._wanted.ask.top_k)
+        return True
+
+    def _n_numbers(self, positions: Sequence[int]) -> int:
+        n_candidates = sum(self._scan.n_wanted(position) for position in positions)
+        return n_candidates * self._wanted.shape.dimension
+
+    def _portions(self, positions: Sequence[int]) -> Iterator[list[int]]:
+        """Yield the queries in parts whose next candidates fit into memory together."""
+        part: list[int] = []
+        for position in positions:
+            if part and self._n_numbers([*part, position]) > costs.NUMBERS_AT_A_TIME:
+                yield part
+                part = []
+            part.append(position)
+        yield part
 
     async def _ranked(
         self, positions: Sequence[int], candidates: Sequence[Candidates]
@@ -169,8 +208,11 @@ class Search:
 class FilteredSearch(Search):
     """A search with a filter: opened metadata decides what the kind of index cannot."""
 
-    def __init__(self, wanted: Wanted, scan: FilteredScan, matches: Matches) -> None:
-        super().__init__(wanted, scan if scan.decides else _matching(wanted, scan, matches))
+    def __init__(
+        self, wanted: Wanted, scan: FilteredScan, matches: Matches, exact: ExactSearch
+    ) -> None:
+        first = scan if scan.decides else _matching(wanted, scan, matches)
+        super().__init__(wanted, first, exact)
         self._filtered, self._matches = scan, matches
         self._is_decided = scan.decides
 

@@ -20,6 +20,7 @@ from app.store.pg.round_trip import RoundTrip
 from app.store.tables import dropped_indexes, indexes, item_counts
 
 _REVISION = "SELECT revision FROM indexes WHERE id = %s"
+N_ITEMS = "SELECT coalesce(sum(n_items), 0)::bigint FROM item_counts WHERE index_id = %s"
 
 
 class StaleIndex(Exception):

@@ -6,7 +6,7 @@ index id is in every statement all the same, so that they also hold where `items
 it.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 import psycopg
@@ -14,12 +14,14 @@ from psycopg import errors as pg
 from psycopg.rows import class_row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain import Index
-from app.store.indexes import IndexTrip
+from app.domain import Candidates, Index
+from app.observe.stages import stage
+from app.store.indexes import IndexTrip, StaleIndex, check_revision_of
 from app.store.partitions import TOAST_TUPLE_TARGET
 from app.store.pg import copy_rows
 from app.store.pg.adapters import ItemKeys
 from app.store.pg.engine import driver
+from app.store.pg.pool import Pool
 from app.store.pg.round_trip import Answer
 from app.store.tables import partition_name, sketch_column
 
@@ -180,6 +182,31 @@ async def delete(connection: AsyncConnection, index: Index, item_keys: Sequence[
             (index.id, ItemKeys(item_keys), index.id),
         )
         return cursor.rowcount
+
+
+async def everything(
+    connections: Pool, index: Index, at_a_time: int
+) -> AsyncGenerator[Candidates, None]:
+    """Yield all items with their ids, vectors and metadata, `at_a_time`, as of one moment.
+
+    Raises `StaleIndex`.
+    """
+    try:
+        async with stage("sql"), connections.lend() as raw, raw.transaction():
+            await raw.limit_statements()
+            await check_revision_of(raw, index)
+            async with raw.cursor("everything") as cursor:
+                await cursor.execute(
+                    "SELECT item_key, sealed_id, sealed_vector, sealed_metadata"
+                    f" FROM {partition_name(index.id)} WHERE index_id = %s",
+                    (index.id,),
+                    binary=True,
+                )
+                while rows := await cursor.fetchmany(at_a_time):
+                    keys, ids, vectors, metadata = zip(*rows, strict=True)
+                    yield Candidates(keys, ids, vectors, [sealed or b"" for sealed in metadata])
+    except pg.UndefinedTable as error:
+        raise StaleIndex from error
 
 
 async def sealed_ids(

@@ -46,7 +46,7 @@ class Estimates:
         known = self._known.get(name)
         if known is None:
             async with indexes.trip(connections, table.index) as trip:
-                counted = trip.execute(statements.N_ITEMS, (table.index.id,))
+                counted = trip.execute(indexes.N_ITEMS, (table.index.id,))
             known = Estimate(counted.one()[0], 1.0)
             if known.n_items >= MIN_ESTIMATED_ITEMS:
                 self._known[name] = known
@@ -57,7 +57,7 @@ async def _estimated(connections: Pool, table: Table, clauses: Clauses) -> Estim
     n_tokens = max(SAMPLE_TOKENS, sum(map(len, clauses)))
     n_pages = max(10, SAMPLE_PAGES * SAMPLE_TOKENS // n_tokens)
     async with indexes.trip(connections, table.index) as trip:
-        counted = trip.execute(statements.N_ITEMS, (table.index.id,))
+        counted = trip.execute(indexes.N_ITEMS, (table.index.id,))
         sampled = trip.execute(statements.sample(table, clauses, n_pages), tuple(clauses))
     n_seen, n_met = sampled.one()
     return Estimate(counted.one()[0], n_met / max(1, n_seen))

@@ -69,6 +69,10 @@ class SketchScan:
         """Return for each of the queries at `positions` candidates that it has not seen before."""
         return await self._by_lists(positions, None)
 
+    def n_wanted(self, position: int) -> int:
+        """Return about how many candidates the next look of a query brings."""
+        return self._progress[position].look.n_candidates
+
     async def is_enough(self, position: int, winners: Matrix, worst: float) -> bool:
         """Whether hardly any item that was not seen is nearer than the winners of a query."""
         progress, wanted = self._progress[position], self._wanted

@@ -33,7 +33,6 @@ LIST_SETTINGS = (
 GIN_SETTINGS = "SELECT set_config('enable_seqscan', 'off', true)"
 
 N_CHANGES = "SELECT coalesce(sum(n_changes), 0)::bigint FROM item_counts WHERE index_id = %s"
-N_ITEMS = "SELECT coalesce(sum(n_items), 0)::bigint FROM item_counts WHERE index_id = %s"
 
 # The planner might read the whole partition by its primary key, of which `index_id` is the first
 # column: this condition no index can answer.
