@@ -29,7 +29,7 @@ def distances(metric: Metric, query: Vector, candidates: Matrix) -> Vector:
 
 
 def unbounded(metric: Metric, query: Vector, candidates: Matrix) -> NDArray[np.floating]:
-    """Return what the candidates are ranked by: distances, in float64 where float32 is too small."""
+    """Return what candidates are ranked by: distances, in float64 where float32 is too small."""
     if metric is Metric.COSINE:
         return cosine(query, candidates)
     squared = _squared_euclidean(query, candidates)
@@ -38,7 +38,8 @@ def unbounded(metric: Metric, query: Vector, candidates: Matrix) -> NDArray[np.f
 
 def bounded(distances: NDArray[np.floating]) -> Vector:
     """Return distances as they are answered: float32, and never infinite."""
-    return np.minimum(distances, _MAX_FLOAT32).astype(np.float32)
+    answer: Vector = np.minimum(distances, _MAX_FLOAT32).astype(np.float32)
+    return answer
 
 
 def cosine(query: Vector, candidates: Matrix) -> Vector:
