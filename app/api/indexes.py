@@ -1,7 +1,5 @@
 """Routes of indexes."""
 
-from typing import Any
-
 from litestar import Router, get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
@@ -14,6 +12,7 @@ from app.api.schemas import (
     IndexNamesAnswer,
     IndexRequest,
 )
+from app.api.stats import StatsAnswer
 from app.domain import Caller
 from app.services.indexes import IndexService
 
@@ -63,9 +62,9 @@ async def stats(
     data: JSONBody[IndexRequest],
     caller: NamedDependency[Caller],
     indexes: NamedDependency[IndexService],
-) -> dict[str, Any]:
-    """Report what we know of an index beyond the contract: sizes, sketch, search profile."""
-    return await indexes.stats(data.access(caller))
+) -> StatsAnswer:
+    """Report what is known of an index beyond the contract: sizes, drift, search profile."""
+    return StatsAnswer.of(await indexes.stats(data.access(caller)))
 
 
 router = Router(

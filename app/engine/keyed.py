@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from app.crypto import aead, keys
 from app.domain import Index, MetadataSchema, Permission
 from app.engine import metadata_schema
-from app.engine.profile import Profile
+from app.engine.profile import SearchProfile
 from app.engine.sketches.encoder import Encoder, sketch_bits
 from app.engine.sketches.parameters import EncoderParameters
 
@@ -24,7 +24,7 @@ class KeyedIndex:
     next_encoder: Encoder | None = None
     permissions: frozenset[Permission] = frozenset(Permission)
     schema: MetadataSchema | None = None
-    profile: Profile | None = None
+    profile: SearchProfile | None = None
 
 
 def open_row(
@@ -43,9 +43,10 @@ def open_row(
     )
 
 
-def profile_of(index: Index) -> Profile | None:
-    """Return the search profile that the row of `index` holds, if one was measured."""
-    return Profile.from_json(index.n_lists, index.profile)
+def profile_of(index: Index) -> SearchProfile | None:
+    """Return the search profile that the row of `index` holds, if some setting was measured."""
+    profile = SearchProfile.from_json(index.n_lists, index.profile)
+    return profile if profile is not None and profile.points else None
 
 
 def build_encoder(index: Index, index_keys: keys.IndexKeys, sealed: bytes | None) -> Encoder | None:
