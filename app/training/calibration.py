@@ -9,7 +9,7 @@ that go on meanwhile come first.
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,17 +29,20 @@ from app.training.kinds import kind_of
 from app.training.traffic import Traffic
 
 N_QUERIES = 1_000
-_N_ROUGHLY = 60
-_N_MIDDLE = 250
-# Recall of 100 results differs half as much from query to query as that of 10, so this is as exact.
-_N_QUERIES_OF = {10: N_QUERIES, 100: 500}
+_N_ROUGHLY = 40
+# Recall of 100 results differs less from query to query than that of 10, so fewer are as exact.
+_N_QUERIES_OF = {10: N_QUERIES, 100: 400}
+# Of these, this share finds out which number of probes is the cheapest.
+_SHARE_OF_CHOICE = 4
 _N_SIZES = 100
 _QUERIES_AT_A_TIME = 10
 # Statements under way at once; only one while searches are under way.
 _N_STREAMS = 2
 _SAMPLE_BYTES = 32 * 1024 * 1024
-# A pool that a rough measurement takes for enough may be too small by as much.
-_POOL_TO_SPARE = 2
+# A pool that a rough measurement takes for enough may be too small by half.
+_POOL_TO_SPARE = 1.5
+# Smaller pools save next to nothing.
+_MIN_POOL = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class Calibrator:
         item_keys, vectors = await self._sample(opened)
         queries, questions = await asyncio.to_thread(_queries, opened, vectors)
         rows = mixtures.directions(opened.index.metric, vectors)
-        mean = rows.mean(axis=0)
+        mean = rows.sum(axis=0) / max(1, len(rows))
         neighbours = recall.Neighbours(
             opened.index.metric,
             queries.vectors,
@@ -133,14 +136,14 @@ class Calibrator:
 
 
 class _Ranks(NamedTuple):
-    """The places of the neighbours of some queries among candidates up to `pool`: (n, neighbours)."""
+    """The places of the neighbours of some queries (n, neighbours) among `pool` candidates."""
 
     pool: int
     ranks: NDArray[np.float32]
 
 
 class _Measurement:
-    """The places of the neighbours among the candidates, by number of probes, as far as measured."""
+    """What was measured of `target`: by number of probes, the places of the neighbours."""
 
     def __init__(
         self, engine: AsyncEngine, traffic: Traffic, target: Index, known: Examination
@@ -150,44 +153,43 @@ class _Measurement:
         self._traffic = traffic
         self._known = known
         self._roughly: dict[int, _Ranks] = {}
-        self._finely: dict[int, _Ranks] = {}
+        self._finely: dict[int, dict[int, _Ranks]] = {top_k: {} for top_k in recall.TOP_KS}
 
     def points(self, top_k: int, n_probes: int | None = None) -> list[Point]:
         """Return what was measured for `top_k` results, of one number of probes or of all."""
+        finely = self._finely[top_k]
         found: list[Point] = []
-        for probes in sorted({*self._roughly, *self._finely}):
+        for probes in sorted({*self._roughly, *finely}):
             if n_probes in {None, probes}:
-                fine = self._points(self._finely, probes, top_k)
+                fine = self._points(finely.get(probes), probes, top_k)
                 # Few queries say something only of the pools that many were not measured with.
-                rough = self._points(self._roughly, probes, top_k)[len(fine) :]
+                rough = self._points(self._roughly.get(probes), probes, top_k)[len(fine) :]
                 found += [*fine, *rough]
         return found
 
-    def _points(self, measured: Mapping[int, "_Ranks"], n_probes: int, top_k: int) -> list[Point]:
-        if n_probes not in measured:
+    def _points(self, measured: "_Ranks | None", n_probes: int, top_k: int) -> list[Point]:
+        if measured is None:
             return []
-        pool, ranks = measured[n_probes]
-        clear = self._known.clear[top_k][: len(ranks)]
-        return recall.measure(n_probes, pool, ranks, clear, top_k)
+        clear = self._known.clear[top_k][: len(measured.ranks)]
+        return recall.measure(n_probes, measured.pool, measured.ranks, clear, top_k)
 
     async def measure_roughly(self, n_probes: int, pool: int) -> None:
-        """Measure with a few queries."""
+        """Measure for all numbers of results, with a few queries."""
         n_queries = min(_N_ROUGHLY, len(self._known.questions))
         ranks = await self._ranks(n_probes, range(n_queries), pool)
         self._roughly[n_probes] = _Ranks(pool, ranks)
 
-    async def measure(self, n_probes: int, n_queries: int, pool: int) -> None:
-        """Measure with the first `n_queries` queries, going on from what was measured before."""
+    async def measure(self, top_k: int, n_probes: int, n_queries: int, pool: int) -> None:
+        """Measure for `top_k` results, going on from the queries that were measured before."""
         n_queries = min(n_queries, len(self._known.questions))
-        known = self._finely.get(n_probes)
-        if known is None or known.pool < pool:
-            n_queries = max(n_queries, 0 if known is None else len(known.ranks))
+        known = self._finely[top_k].get(n_probes)
+        if known is None:
             ranks = await self._ranks(n_probes, range(n_queries), pool)
         else:
             pool = known.pool
             more = await self._ranks(n_probes, range(len(known.ranks), n_queries), pool)
             ranks = np.vstack([known.ranks, more])
-        self._finely[n_probes] = _Ranks(pool, ranks)
+        self._finely[top_k][n_probes] = _Ranks(pool, ranks)
 
     async def _ranks(self, n_probes: int, queries: range, pool: int) -> NDArray[np.float32]:
         """Return the ranks of the neighbours of some queries, which a few streams take turns at."""
@@ -215,7 +217,7 @@ class _Measurement:
     async def _stream(
         self, ask: Callable[[slice], Awaitable[None]], parts: Iterator[slice], *, is_first: bool
     ) -> None:
-        """Ask one part after the other; all but the first stream end once searches are under way."""
+        """Ask part after part; all streams but the first end once searches are under way."""
         while is_first or self._traffic.is_quiet():
             part = next(parts, None)
             if part is None:
@@ -297,9 +299,11 @@ class _Search:
         """Return at which place the number of probes is that seems to be the cheapest."""
         costs: list[float] = []
         for n_probes in counts:
-            await self._measure_for(top_k, target_recall, n_probes, _N_MIDDLE)
+            n_queries = _N_QUERIES_OF[top_k] // _SHARE_OF_CHOICE
+            await self._measure_for(top_k, target_recall, n_probes, n_queries)
             points = self._measurement.points(top_k, n_probes)
-            costs.append(recall.likely_cost_us(points, target_recall, self._workload))
+            likely = recall.with_more_queries(points, _SHARE_OF_CHOICE)
+            costs.append(recall.cost_us(likely, target_recall, self._workload))
             if np.isfinite(min(costs)) and costs[-1] > min(costs):
                 break
         return int(np.argmin(costs)) if costs else 0
@@ -314,9 +318,8 @@ class _Search:
             if point.recall >= target_recall and point.n_probes >= n_probes
         ]
         limit = recall.pool_limit(n_probes, self._n_lists)
-        await self._measurement.measure(
-            n_probes, n_queries, min(limit, _POOL_TO_SPARE * min(pools, default=limit))
-        )
+        enough = max(_MIN_POOL, round(_POOL_TO_SPARE * min(pools, default=limit)))
+        await self._measurement.measure(top_k, n_probes, n_queries, min(limit, enough))
 
 
 def _queries(opened: KeyedIndex, vectors: Matrix) -> tuple[mixtures.Mixtures, Sequence[bytes]]:

@@ -10,7 +10,6 @@ items leave (docs/decisions/0091).
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,13 +41,13 @@ class Mixtures:
 def mixtures(
     metric: Metric, items: Matrix, n_queries: int, noise: float, rng: np.random.Generator
 ) -> Mixtures:
-    """Return up to `n_queries` mixtures of `items` (m, d); an item whose like is not there has none."""
+    """Return up to `n_queries` mixtures of `items` (m, d), none of items that are all alike."""
     rows = directions(metric, items)
     first = np.arange(min(n_queries, len(rows)))
     second, distances = _nearest_of_few(rows, first, rng)
     angle = min(_MAX_ANGLE, math.pi * max(_MIN_NOISE, noise))
-    centred = rows - rows.mean(axis=0) if len(rows) else rows
-    mixed = math.cos(angle) * centred[first] + math.sin(angle) * centred[second] + rows.mean(axis=0)
+    mean = rows.sum(axis=0) / max(1, len(rows))
+    mixed = mean + math.cos(angle) * (rows[first] - mean) + math.sin(angle) * (rows[second] - mean)
     vectors = np.clip(mixed, -_MAX_FLOAT32, _MAX_FLOAT32).astype(np.float32)
     return Mixtures(vectors, first, second).without(~np.isfinite(distances))
 

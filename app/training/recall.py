@@ -257,16 +257,22 @@ def about(points: Sequence[Point], target_recall: float, n_lists: int) -> list[i
     )
 
 
-def likely_cost_us(points: Sequence[Point], target_recall: float, workload: Workload) -> float:
-    """Return the time of the cheapest setting that seems to have `target_recall`; infinite if none."""
-    return min(
-        (
-            workload.cost_us(point.n_probes, point.pool)
-            for point in points
-            if point.recall >= target_recall
-        ),
-        default=math.inf,
+def with_more_queries(points: Sequence[Point], times: float) -> list[Point]:
+    """Return `points` as they would promise, had as many times more queries found the same."""
+    return [
+        point._replace(lower=point.recall - (point.recall - point.lower) / math.sqrt(times))
+        for point in points
+    ]
+
+
+def cost_us(points: Sequence[Point], target_recall: float, workload: Workload) -> float:
+    """Return the time of the cheapest setting that keeps `target_recall`; infinite if none does."""
+    costs = (
+        workload.cost_us(point.n_probes, point.pool)
+        for point in points
+        if point.lower >= target_recall
     )
+    return min(costs, default=math.inf)
 
 
 def cheapest(points: Sequence[Point], workload: Workload) -> list[Point]:

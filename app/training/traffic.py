@@ -14,7 +14,7 @@ _REST = 2.0
 
 
 class Traffic:
-    """Looks now and then whether searches were answered. Without figures to look at, it is quiet."""
+    """Looks now and then whether searches were answered. Without figures it is always quiet."""
 
     def __init__(self, figures: Figures | None) -> None:
         self._figures = figures
