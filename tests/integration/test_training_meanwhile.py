@@ -161,7 +161,10 @@ async def test_two_workers_never_train_one_index_at_once(
             )
         )
         assert outcomes == [None, None, None]
-    spans = "SELECT count(*) FROM trainings a JOIN trainings b ON a.id < b.id AND b.started_at < a.finished_at"
+    spans = (
+        "SELECT count(*) FROM trainings a JOIN trainings b"
+        " ON a.id < b.id AND b.started_at < a.finished_at"
+    )
     assert await scalar(engine, spans) == 0
     assert await scalar(engine, "SELECT count(*) FROM trainings WHERE outcome = 'succeeded'") == 4
     await assert_clean(engine)
