@@ -18,12 +18,11 @@ from app.domain import (
     NewIndex,
 )
 from app.engine import metadata_schema
-from app.engine.keyed import KeyedIndex
 from app.engine.profile import SearchProfile
 from app.engine.sketches.encoder import MAX_SKETCH_BITS, sketch_bits
 from app.observe.stages import stage
 from app.services import audit
-from app.services.access import IndexOpener
+from app.services.access import IndexOpener, Use, on_index
 from app.services.embedding import EmbeddingService
 from app.services.stats import IndexStats
 from app.settings import Settings
@@ -97,45 +96,40 @@ class IndexService:
             return await self._opener.visible_names(caller)
 
     async def check_user(self, caller: Caller) -> None:
-        """Raise `Forbidden` for a user that has been revoked, on a route where no index would tell."""
+        """Raise `Forbidden` for a user that was revoked, on a route where no index would tell."""
         if caller.user is not None:
             await self._opener.visible_names(caller)
 
-    async def describe(self, access: IndexAccess) -> IndexDescription:
+    @on_index(needs=None)
+    async def describe(self, use: Use) -> IndexDescription:
         """Return the contract's facts about an index."""
-
-        async def read(opened: KeyedIndex) -> IndexDescription:
-            index = opened.index
-            async with stage("sql"), self._engine.connect() as connection:
-                await store.indexes.check_revision(connection, index)
-            config = index.index_config or (
-                _DEFAULT_CONFIG if self._settings.legacy_describe else None
-            )
-            return IndexDescription(
-                index.name,
-                index.is_trained,
-                index.dimension or 0,
-                index.metric,
-                index.n_lists,
-                config,
-                opened.schema,
-            )
-
-        return await self._opener.with_index(access, read, needs=None)
+        index = use.index
+        async with use.transaction():
+            pass
+        legacy = _DEFAULT_CONFIG if self._settings.legacy_describe else None
+        return IndexDescription(
+            index.name,
+            index.is_trained,
+            index.dimension or 0,
+            index.metric,
+            index.n_lists,
+            index.index_config or legacy,
+            use.keyed.schema,
+        )
 
     async def delete(self, access: IndexAccess) -> None:
         """Delete an index with all its items. Its name is free at once."""
-
-        async def delete(opened: KeyedIndex) -> None:
-            async with stage("sql"), self._engine.begin() as connection:
-                await store.indexes.delete(connection, opened.index)
-                await store.audit.record(connection, audit.entry(access, "delete", opened.index.id))
-
-        await self._opener.with_index(access, delete, needs=None)
+        await self._delete(access)
         self.sweep()
 
+    @on_index(needs=None)
+    async def _delete(self, use: Use) -> None:
+        async with stage("sql"), use.engine.begin() as connection:
+            await store.indexes.delete(connection, use.index)
+            await use.record(connection, "delete")
+
     def sweep(self) -> None:
-        """Begin to drop what deleted indexes have left behind. It may wait for whoever reads the whole table."""
+        """Begin to drop what deleted indexes have left. It may wait for readers of all."""
         sweep = asyncio.create_task(self._drop_deleted())
         self._sweeps.add(sweep)
         sweep.add_done_callback(self._sweeps.discard)
@@ -152,14 +146,11 @@ class IndexService:
         except errors.AppError as error:
             logger.warning("dropping deleted indexes is put off: %s", error)
 
-    async def stats(self, access: IndexAccess) -> IndexStats:
+    @on_index(needs=None)
+    async def stats(self, use: Use) -> IndexStats:
         """Return what is known of an index beyond the contract."""
-        return await self._opener.with_index(access, self._stats, needs=None)
-
-    async def _stats(self, opened: KeyedIndex) -> IndexStats:
-        index = opened.index
-        async with stage("sql"), self._engine.connect() as connection:
-            await store.indexes.check_revision(connection, index)
+        index = use.index
+        async with use.transaction() as connection:
             look = await drift.look(connection, index, self._settings.drift_share)
             n_bytes, n_ivf_bytes = await store.items.sizes(connection, index)
             job = await store.training.job(connection, index.id)
@@ -171,7 +162,7 @@ class IndexService:
             await self._embedding.stats(index),
             n_bytes,
             n_ivf_bytes,
-            opened.schema or {},
+            use.keyed.schema or {},
         )
 
     def _sketch_bits(self, new: NewIndex) -> int | None:
@@ -180,7 +171,8 @@ class IndexService:
             return sketch_bits(new.dimension) if new.dimension else None
         if not _MIN_SKETCH_BITS <= bits <= MAX_SKETCH_BITS or bits % 8:
             raise errors.InvalidInput(
-                f"sketch_bits must be a multiple of 8 between {_MIN_SKETCH_BITS} and {MAX_SKETCH_BITS}"
+                "sketch_bits must be a multiple of 8"
+                f" between {_MIN_SKETCH_BITS} and {MAX_SKETCH_BITS}"
             )
         return bits
 

@@ -14,13 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app import errors, store
 from app.domain import Caller, IndexAccess, Permission, TrainingStatus
 from app.engine.keyed import KeyedIndex
+from app.engine.kinds import trainable
 from app.services import audit
 from app.services.access import IndexOpener
 from app.settings import Settings
 from app.store.training import ClaimLost
 from app.training import drift
 from app.training.jobs import Jobs, reason
-from app.training.kinds import kind_of
 from app.training.traffic import Traffic
 from app.training.trainer import Order, Trainer
 
@@ -98,7 +98,7 @@ class TrainingService:
         index = opened.index
         threshold = index.n_lists * self._settings.retrain_threshold
         # A training that would make no more lists is none that the new items need.
-        if n_items <= threshold or kind_of(index).automatic_n_lists(n_items) <= index.n_lists:
+        if n_items <= threshold or trainable(index).automatic_n_lists(n_items) <= index.n_lists:
             self.resume_if_due(opened)
             self._measure_again_if_grown(opened, n_items)
             return None

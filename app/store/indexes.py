@@ -1,6 +1,7 @@
 """Statements on `indexes` and `item_counts`."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -12,11 +13,42 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import errors
 from app.domain import Index, Metric, Precision
+from app.observe.stages import stage
+from app.store.pg.connection import Connection
+from app.store.pg.pool import Pool
+from app.store.pg.round_trip import RoundTrip
 from app.store.tables import dropped_indexes, indexes, item_counts
+
+_REVISION = "SELECT revision FROM indexes WHERE id = %s"
+N_ITEMS = "SELECT coalesce(sum(n_items), 0)::bigint FROM item_counts WHERE index_id = %s"
 
 
 class StaleIndex(Exception):
-    """What the caller knows of an index is no longer true; it reads the row again and starts over."""
+    """What the caller knows of an index is no longer true; it reads the row again."""
+
+
+class IndexTrip(RoundTrip):
+    """A round trip to the items of `index`. Raises `StaleIndex` if the index has changed."""
+
+    def __init__(self, raw: Connection, index: Index) -> None:
+        super().__init__(raw)
+        self._index = index
+        self._revision = self.execute(_REVISION, (index.id,))
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            await super().__aexit__(kind)
+        except pg.UndefinedTable as error:
+            raise StaleIndex from error
+        if kind is None and list(self._revision.rows) != [(self._index.revision,)]:
+            raise StaleIndex
+
+
+@asynccontextmanager
+async def trip(connections: Pool, index: Index) -> AsyncIterator[IndexTrip]:
+    """Send the statements of the block to the items of `index`. Raises `StaleIndex`."""
+    async with stage("sql"), connections.lend() as raw, IndexTrip(raw, index) as trip:
+        yield trip
 
 
 class Counts(NamedTuple):
@@ -82,6 +114,13 @@ async def check_revision(connection: AsyncConnection, index: Index) -> None:
         raise StaleIndex
 
 
+async def check_revision_of(raw: Connection, index: Index) -> None:
+    """Raise `StaleIndex` unless `index` is the row as it is in the transaction of `raw`."""
+    cursor = await raw.execute(_REVISION, (index.id,))
+    if await cursor.fetchall() != [(index.revision,)]:
+        raise StaleIndex
+
+
 async def share_encoder(connection: AsyncConnection, index: Index) -> None:
     """Keep the encoder of `index` from being replaced until the transaction ends.
 
@@ -96,7 +135,7 @@ async def share_encoder(connection: AsyncConnection, index: Index) -> None:
 
 
 async def own_encoder(connection: AsyncConnection, index_id: UUID) -> None:
-    """Wait for all writers that hold `share_encoder`, and hold off others until the transaction ends."""
+    """Wait for all who hold `share_encoder`, and hold off others until the transaction ends."""
     await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_lock_number(index_id))))
 
 
@@ -108,7 +147,7 @@ async def initialise(
     sketch_bits: int,
     sealed_encoder: bytes,
 ) -> None:
-    """Fix the dimension and the first encoder. Raises `StaleIndex` when another writer was first."""
+    """Fix dimension and first encoder. Raises `StaleIndex` when another writer was first."""
     statement = (
         sa.update(indexes)
         .where(
@@ -128,7 +167,7 @@ async def initialise(
 
 
 async def delete(connection: AsyncConnection, index: Index) -> None:
-    """Delete the row of `index` and leave its partition to be dropped. Raises `StaleIndex` if it changed."""
+    """Delete the row of `index`; its partition is dropped later. Raises `StaleIndex`."""
     statement = sa.delete(indexes).where(
         indexes.c.id == index.id, indexes.c.revision == index.revision
     )

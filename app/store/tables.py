@@ -1,4 +1,6 @@
-"""The schema. Alembic compares the database with it; comments are written for whoever owns the database.
+"""The schema, with which Alembic compares the database.
+
+The comments are written for whoever owns the database.
 
 `items` is LIST-partitioned by index. Each index has one partition, `items_<index id in hex>`, and
 on it one ivfflat index, `ivf_<index id in hex>_<generation>`; both are made while the service runs
@@ -77,7 +79,8 @@ indexes = sa.Table(
         sa.SmallInteger,
         nullable=False,
         server_default="0",
-        comment="Version of the encoder that queries use; version v lives in column sketch_(v mod 2)",
+        comment="Version of the encoder that queries use; version v lives in column"
+        " sketch_(v mod 2)",
     ),
     sa.Column(
         "sealed_encoder",
@@ -137,7 +140,8 @@ indexes = sa.Table(
         sa.Boolean,
         nullable=False,
         server_default=sa.false(),
-        comment="A training has begun and not succeeded: a request that holds the key starts it again",
+        comment="A training has begun and not succeeded: a request that holds the key"
+        " starts it again",
     ),
     sa.Column("embedding_model", sa.Text, comment="Model that embeds contents, if any"),
     sa.Column(
@@ -210,7 +214,8 @@ items = sa.Table(
     sa.Column(
         "tokens",
         ARRAY(sa.BigInteger),
-        comment="Keyed hashes of the metadata's strings and numbers, in no telling order; null for none",
+        comment="Keyed hashes of the metadata's strings and numbers, in no telling"
+        " order; null for none",
     ),
     # With fastupdate, new entries would wait in a list that every search reads from end to end.
     sa.Index(
@@ -275,12 +280,14 @@ users = sa.Table(
     sa.Column(
         "wrapped_read_key",
         BYTEA,
-        comment="What opens the items, wrapped under the key in the token; null without the permission",
+        comment="What opens the items, wrapped under the key in the token; null"
+        " without the permission",
     ),
     sa.Column(
         "wrapped_write_key",
         BYTEA,
-        comment="What writes items, wrapped under the key in the token; null without the permission",
+        comment="What writes items, wrapped under the key in the token; null without"
+        " the permission",
     ),
     sa.Column(
         "created_at",
@@ -292,7 +299,8 @@ users = sa.Table(
     sa.CheckConstraint(
         "wrapped_read_key IS NOT NULL OR wrapped_write_key IS NOT NULL", name="permission"
     ),
-    comment="Users of one index each. A permission is a wrapped key; a row opens nothing without the user's token",
+    comment="Users of one index each. A permission is a wrapped key; a row opens"
+    " nothing without the user's token",
 )
 
 dropped_indexes = sa.Table(
@@ -353,7 +361,8 @@ training_jobs = sa.Table(
         TIMESTAMP(timezone=True),
         nullable=False,
         server_default=_NOW,
-        comment="The trainer's last sign of life; a queued or running job without one for 30 s belongs to nobody",
+        comment="The trainer's last sign of life; a queued or running job without one"
+        " for 30 s belongs to nobody",
     ),
     sa.Column(
         "phase",
@@ -513,7 +522,8 @@ audit_chains = sa.Table(
         server_default=sa.text("'\\x'"),
         comment="Hash of that entry; empty when none was dropped",
     ),
-    comment="Where each chain of the audit log ends, and where it begins since old months were dropped",
+    comment="Where each chain of the audit log ends, and where it begins since old"
+    " months were dropped",
 )
 
 audit_log = sa.Table(
@@ -559,7 +569,8 @@ audit_log = sa.Table(
         nullable=False,
         comment="SHA-256 over previous_hash and the columns before it",
     ),
-    comment="Append-only: who changed what, written in the transaction of the change. No key, no plaintext",
+    comment="Append-only: who changed what, written in the transaction of the"
+    " change. No key, no plaintext",
     postgresql_partition_by="RANGE (recorded_at)",
 )
 
@@ -573,7 +584,8 @@ rate_limits = sa.Table(
         nullable=False,
         comment="Until when that rate is used up",
     ),
-    comment="How far each caller is ahead of its rate; empty unless a rate limit is set, and lost in a crash",
+    comment="How far each caller is ahead of its rate; empty unless a rate limit"
+    " is set, and lost in a crash",
     prefixes=["UNLOGGED"],
 )
 

@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.domain import ITEM_KEY_BYTES, Index, Matrix
+from app.engine.costs import Workload
 from app.engine.keyed import KeyedIndex
+from app.engine.kinds import trainable
 from app.engine.opening import chunk_items, open_vectors
 from app.engine.profile import Point, SearchProfile, default_target
 from app.engine.sketches import samples
 from app.engine.sketches.samples import SealedVector
 from app.settings import Settings
 from app.training import drift, mixtures, recall
-from app.training.kinds import kind_of
 from app.training.traffic import Traffic
 
 N_QUERIES = 1_000
@@ -124,7 +125,7 @@ class Calibrator:
         search = _Search(_Measurement(self._engine, self._traffic, target, known), n_items)
         await search.measure(self._settings.target_recall, advance)
         async with self._engine.connect() as connection:
-            sizes = await kind_of(target).list_sizes(connection, target, _N_SIZES)
+            sizes = await trainable(target).list_sizes(connection, target, _N_SIZES)
         return SearchProfile(
             n_lists=target.n_lists,
             points=search.cheapest(),
@@ -226,7 +227,7 @@ class _Measurement:
 
     async def _ask(self, part: slice, n_probes: int, pool: int) -> NDArray[np.float32]:
         async with self._engine.connect() as connection:
-            candidates = await kind_of(self.target).candidates(
+            candidates = await trainable(self.target).candidates(
                 connection, self.target, self._known.questions[part], pool=pool, n_probes=n_probes
             )
         return await asyncio.to_thread(recall.ranks, self._known.item_keys[part], candidates)
@@ -239,7 +240,7 @@ class _Search:
         target = measurement.target
         self._measurement = measurement
         self._n_lists = target.n_lists
-        self._workload = recall.Workload(
+        self._workload = Workload(
             n_items, target.n_lists, target.dimension or 1, target.sketch_bits or 0
         )
 
@@ -324,7 +325,7 @@ class _Search:
 
 def _queries(opened: KeyedIndex, vectors: Matrix) -> tuple[mixtures.Mixtures, Sequence[bytes]]:
     """Return queries, and what the database is asked for each: nothing that is asked of an item."""
-    index, kind = opened.index, kind_of(opened.index)
+    index, kind = opened.index, trainable(opened.index)
     made = mixtures.mixtures(
         index.metric, vectors, N_QUERIES, index.sketch_noise, np.random.default_rng()
     )

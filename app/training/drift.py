@@ -15,10 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app import errors, store
 from app.domain import Index
+from app.engine.kinds import trainable
 from app.engine.profile import SearchProfile
 from app.store.drift import Verdict
 from app.store.indexes import Counts
-from app.training.kinds import kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def _of_recall(profile: SearchProfile | None) -> Iterator[str]:
 
 
 async def _list_imbalance(connection: AsyncConnection, index: Index, n_items: int) -> float | None:
-    sizes = await kind_of(index).list_sizes(connection, index, _N_LIST_SAMPLES)
+    sizes = await trainable(index).list_sizes(connection, index, _N_LIST_SAMPLES)
     return imbalance(sizes, n_items, index.n_lists)
 
 

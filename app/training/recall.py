@@ -8,12 +8,12 @@ pool.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.domain import ITEM_KEY_BYTES, Matrix, Metric
+from app.engine.costs import Workload
 from app.engine.profile import Point
 from app.training.mixtures import directions
 
@@ -38,12 +38,6 @@ _MIDDLE = 10
 # Distances this close are equal: then it is a matter of taste which item is the nearer.
 _TIE = 1e-6
 _MIN_CLEAR_QUERIES = 30
-
-# Time of a search in microseconds, measured on one core: reading a sketch of 768 bits, and
-# fetching, opening and comparing a candidate of 384 numbers.
-_SCAN_US_PER_BIT = 0.16 / 768
-_CANDIDATE_US = 4.0
-_CANDIDATE_US_PER_NUMBER = 3.0 / 384
 
 
 class Neighbours:
@@ -145,22 +139,6 @@ def _smaller(
     smallest = np.full((len(values), width), np.inf, np.float32)
     positions[rows, places], smallest[rows, places] = columns, values[rows, columns]
     return positions, smallest
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """What decides the cost of a search."""
-
-    n_items: int
-    n_lists: int
-    dimension: int
-    sketch_bits: int
-
-    def cost_us(self, n_probes: int, pool: int) -> float:
-        """Return roughly how many microseconds a search takes."""
-        n_scanned = self.n_items * min(1.0, n_probes / self.n_lists)
-        per_candidate = _CANDIDATE_US + _CANDIDATE_US_PER_NUMBER * self.dimension
-        return n_scanned * _SCAN_US_PER_BIT * self.sketch_bits + pool * per_candidate
 
 
 class Probes:

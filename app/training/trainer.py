@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app import errors, store
 from app.domain import AuditEntry, Index
 from app.engine.keyed import KeyedIndex, open_row
+from app.engine.kinds import TRAINABLE, trainable
 from app.engine.trainable import Work
 from app.settings import Settings
 from app.store.indexes import Counts
@@ -24,7 +25,6 @@ from app.store.pg.engine import maintenance_connection
 from app.store.training import Claim, ClaimLost, Trained
 from app.training import drift
 from app.training.calibration import Calibrator, Examination
-from app.training.kinds import KINDS, kind_of
 from app.training.traffic import Traffic
 
 # Searching fewer items than this takes less than a millisecond without lists.
@@ -108,7 +108,7 @@ class Trainer:
         if n_lists is None or index.dimension is None:
             return None
         index = await self._prepare(training, index)
-        target = kind_of(index).target(
+        target = trainable(index).target(
             index, training.generation, n_lists, is_prepared=training.order.opened is not None
         )
         examination = await self._build(training, index, target, counts.n_items)
@@ -139,7 +139,7 @@ class Trainer:
             training.progress.enter,
             training.progress.advance,
         )
-        await kind_of(index).prepare(work)
+        await trainable(index).prepare(work)
         return (await self._read(training))[0]
 
     # ------------------------------------------------------------ build; no key is needed
@@ -156,7 +156,7 @@ class Trainer:
         watch = asyncio.create_task(self._watch_build(training, target))
         try:
             async with self.maintenance() as connection:
-                await kind_of(index).build(connection, target, n_items)
+                await trainable(index).build(connection, target, n_items)
             return await examination
         finally:
             await _end(examination, watch)
@@ -165,14 +165,14 @@ class Trainer:
         while True:
             await asyncio.sleep(_PROGRESS_INTERVAL_S)
             async with self._engine.connect() as connection:
-                share = await kind_of(target).built_share(connection, target)
+                share = await trainable(target).built_share(connection, target)
             training.progress.advance(share)
 
     async def _swap(self, training: Training, index: Index, trained: Trained) -> None:
         """Move searches to what was built, in one transaction that names the claim."""
         training.progress.enter("swapping")
         async with self._engine.begin() as connection:
-            if not await kind_of(index).swap(connection, index, trained.index):
+            if not await trainable(index).swap(connection, index, trained.index):
                 raise ClaimLost
             await store.training.succeed(connection, training.claim, trained)
             await store.audit.record(connection, _audit_entry(index, trained.counts.n_items))
@@ -183,7 +183,7 @@ class Trainer:
         await self.drop_leftovers(claimed=training.claim.index_id)
         index, _ = await self._read(training)
         async with self.maintenance() as connection:
-            await kind_of(index).tidy(connection, index)
+            await trainable(index).tidy(connection, index)
         await drift.renew_verdict(self._engine, index, self._settings.drift_share)
 
     async def drop_leftovers(self, *, claimed: UUID | None = None) -> None:
@@ -191,7 +191,7 @@ class Trainer:
 
         The index `claimed` is the caller's; of others, what a live training builds is left alone.
         """
-        for kind in KINDS:
+        for kind in TRAINABLE:
             async with self._engine.connect() as connection:
                 names = await kind.leftovers(connection, claimed=claimed)
             if names:
@@ -255,11 +255,13 @@ def choose_n_lists(
     if n_items < min(MIN_ITEMS, settings.retrain_threshold + 1):
         return None
     requested = requested or _requested_at_creation(index, n_items, settings)
-    n_lists = requested or kind_of(index).automatic_n_lists(n_items)
+    n_lists = requested or trainable(index).automatic_n_lists(n_items)
     if 2 * n_lists > n_items:
         return None
-    if n_lists > kind_of(index).max_lists:
-        raise errors.TrainingRefused(f"an index can have at most {kind_of(index).max_lists} lists")
+    if n_lists > trainable(index).max_lists:
+        raise errors.TrainingRefused(
+            f"an index can have at most {trainable(index).max_lists} lists"
+        )
     if requested is not None:
         _check_memory(index, n_items, requested, settings)
         return requested
@@ -286,7 +288,7 @@ def _check_memory(index: Index, n_items: int, n_lists: int, settings: Settings) 
 
 
 def _memory_mb(index: Index, n_items: int, n_lists: int) -> int:
-    return kind_of(index).build_memory_mb(index, n_items, n_lists)
+    return trainable(index).build_memory_mb(index, n_items, n_lists)
 
 
 async def _end(*tasks: asyncio.Task[Any]) -> None:

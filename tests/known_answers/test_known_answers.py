@@ -11,8 +11,8 @@ import pytest
 from app.crypto import aead, hkdf, keys, sessions, tokens, user_keys
 from app.domain import Matrix, Metric, Permission, UserToken
 from app.engine.sketches.encoder import Encoder
-from app.engine.sketches.parameters import EncoderParameters
 from app.engine.sketches.flips import BitFlips, VectorFlips, coins
+from app.engine.sketches.parameters import EncoderParameters
 from app.engine.sketches.rotation import N_ROUNDS, Rotation
 from app.filters import terms
 

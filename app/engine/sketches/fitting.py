@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
+
 from app import store
 from app.crypto import aead
 from app.domain import Index, Matrix

@@ -1,4 +1,4 @@
-"""Sketches in an ivfflat index, as a training sees them: the kind that PostgreSQL searches itself."""
+"""Sketches in an ivfflat index, as a training sees them: the kind that PostgreSQL searches."""
 
 import math
 from collections.abc import Sequence

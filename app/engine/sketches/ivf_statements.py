@@ -36,7 +36,9 @@ _LEFTOVERS = sa.text(
             AND job.state IN ('queued', 'running')
             AND job.heartbeat_at BETWEEN now() - make_interval(secs => :lease)
                 AND now() + make_interval(secs => :lease)
-        CROSS JOIN LATERAL (SELECT 'ivf_' || replace(indexes.id::text, '-', '') || '_') AS own (name)
+        CROSS JOIN LATERAL (
+            SELECT 'ivf_' || replace(indexes.id::text, '-', '') || '_'
+        ) AS own (name)
     WHERE starts_with(relation.relname, 'ivf_')
         AND relation.relname <> own.name || indexes.generation
         AND relation.relname IS DISTINCT FROM own.name || job.generation

@@ -5,6 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from app.domain import Matrix, Metric
+from app.engine.costs import Workload
 from app.engine.profile import Point
 from app.training import recall
 
@@ -118,7 +119,7 @@ def test_more_queries_promise_more() -> None:
 
 
 def test_the_cost_is_that_of_the_cheapest_setting_that_keeps_the_target() -> None:
-    workload = recall.Workload(10_000, 100, 384, 768)
+    workload = Workload(10_000, 100, 384, 768)
     kept = [Point(10, 40, 0.96, 0.95), Point(8, 900, 0.96, 0.95), Point(1, 10, 0.9, 0.89)]
     assert recall.cost_us(kept, 0.95, workload) == workload.cost_us(10, 40)
     assert recall.cost_us(kept, 0.96, workload) == float("inf")
@@ -136,7 +137,7 @@ def test_recall_grows_with_the_pool_and_its_promise_is_lower() -> None:
 
 
 def test_only_points_worth_their_cost_are_kept() -> None:
-    workload = recall.Workload(10_000, 100, 384, 768)
+    workload = Workload(10_000, 100, 384, 768)
     points = [
         Point(1, 10, 0.5, 0.5),
         Point(1, 900, 0.55, 0.55),
