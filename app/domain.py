@@ -183,6 +183,7 @@ class Index:
     profile: Mapping[str, Any] | None
     n_items_at_training: int | None
     n_changes_at_training: int | None
+    n_outdated_at_training: int | None
     is_training_due: bool
     embedding_model: str | None
     embedding_weights: str | None
@@ -378,16 +379,3 @@ class TrainingJob:
     progress: int
     failure: str | None
     next_attempt_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingResult:
-    """What a training has made; it has a `profile` if there was a key."""
-
-    generation: int
-    n_lists: int
-    encoder_version: int
-    n_items: int
-    n_changes: int
-    profile: Mapping[str, Any] | None = None
-    recall: float | None = None

@@ -1,7 +1,5 @@
 """Routes of indexes."""
 
-from typing import Any
-
 from litestar import Router, get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
@@ -9,6 +7,7 @@ from litestar.params import JSONBody
 from app.api.around.routes import changes, reads
 from app.api.bodies import DoneAnswer, IndexRequest
 from app.api.index_bodies import CreateRequest, DescribeAnswer, IndexNamesAnswer
+from app.api.stats import StatsAnswer
 from app.domain import Caller
 from app.services.context import ServiceContext
 
@@ -60,9 +59,9 @@ async def stats(
     data: JSONBody[IndexRequest],
     caller: NamedDependency[Caller],
     services: NamedDependency[ServiceContext],
-) -> dict[str, Any]:
-    """Report what we know of an index beyond the contract: sizes, sketch, search profile."""
-    return await services.indexes.stats(data.access(caller))
+) -> StatsAnswer:
+    """Report what is known of an index beyond the contract: sizes, drift, search profile."""
+    return StatsAnswer.of(await services.indexes.stats(data.access(caller)))
 
 
 router = Router(

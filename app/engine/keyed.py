@@ -7,7 +7,7 @@ import numpy as np
 from app.crypto import aead, keys
 from app.domain import Index, MetadataSchema, Metric, Permission, Precision
 from app.engine import header, metadata_schema
-from app.engine.profile import Profile
+from app.engine.profile import SearchProfile
 from app.engine.sketches.encoder import Encoder, sketch_bits
 from app.engine.sketches.parameters import EncoderParameters
 from app.errors import DataCorrupted
@@ -58,7 +58,7 @@ class KeyedIndex:
     shape: Shape | None
     permissions: frozenset[Permission] = frozenset(Permission)
     schema: MetadataSchema | None = None
-    profile: Profile | None = None
+    profile: SearchProfile | None = None
 
     @property
     def encoder(self) -> Encoder | None:
@@ -83,9 +83,10 @@ def open_row(
     return KeyedIndex(index, index_keys, shape, permissions, schema, profile_of(index))
 
 
-def profile_of(index: Index) -> Profile | None:
-    """Return the search profile that the row of `index` holds, if one was measured."""
-    return Profile.from_json(index.n_lists, index.profile)
+def profile_of(index: Index) -> SearchProfile | None:
+    """Return the search profile that the row of `index` holds, if some setting was measured."""
+    profile = SearchProfile.from_json(index.n_lists, index.profile)
+    return profile if profile is not None and profile.points else None
 
 
 def first_shape(keyed: KeyedIndex, parameters: EncoderParameters) -> Shape:

@@ -2,7 +2,14 @@
 
 from app.domain import Index
 from app.engine.kind import Kind
+from app.engine.sketches.ivf import IvfSketches
 from app.engine.sketches.kind import Sketches
+from app.engine.trainable import Trainable
+
+_IVF_SKETCHES = IvfSketches()
+
+# All kinds as trainings see them, for whoever looks after what trainings have left.
+TRAINABLE: tuple[Trainable, ...] = (_IVF_SKETCHES,)
 
 
 class Kinds:
@@ -15,3 +22,9 @@ class Kinds:
         """Return the kind of `index`."""
         del index
         return self._sketches
+
+
+def trainable(index: Index) -> Trainable:
+    """Return the kind of `index` as a training sees it."""
+    del index
+    return _IVF_SKETCHES

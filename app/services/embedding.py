@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from app import errors
 from app.domain import EmbeddingModel, Index, Item, Matrix, NewIndex, Query
 from app.embeddings.embedder import Embedder
 from app.embeddings.model import Purpose
+from app.services.stats import EmbeddingStats
 from app.settings import Settings
 
 
@@ -36,18 +36,18 @@ class EmbeddingService:
             )
         return replace(new, embedding_model=model.name, dimension=model.dimension), weights_sha256
 
-    async def stats(self, index: Index) -> dict[str, Any] | None:
-        """Return what is known about the model of `index`, if it has one, without loading it."""
+    async def stats(self, index: Index) -> EmbeddingStats | None:
+        """Return what is known of the model of `index`, if there is one, without loading it."""
         if index.embedding_model is None:
             return None
         on_disk = await self._embedder.weights_sha256(index.embedding_model)
         is_here = on_disk == index.embedding_weights
-        return {
-            "model": index.embedding_model,
-            "dimension": index.dimension,
-            "weights_sha256": index.embedding_weights,
-            "status": "available" if is_here else "missing" if on_disk is None else "changed",
-        }
+        return EmbeddingStats(
+            model=index.embedding_model,
+            dimension=index.dimension,
+            weights_sha256=index.embedding_weights,
+            status="available" if is_here else "missing" if on_disk is None else "changed",
+        )
 
     async def complete(self, index: Index, items: Sequence[Item]) -> Sequence[Item]:
         """Return `items` with vectors made of contents. Raises `TooLarge`, `InvalidInput`."""

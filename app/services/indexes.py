@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from typing import Any
 from uuid import uuid4
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -19,15 +18,15 @@ from app.domain import (
     NewIndex,
 )
 from app.engine import header, metadata_schema
-from app.engine.sketches import samples
+from app.engine.profile import SearchProfile
 from app.engine.sketches.encoder import MAX_SKETCH_BITS, sketch_bits
 from app.observe.stages import stage
 from app.services import audit
 from app.services.access import IndexOpener, Use, on_index
 from app.services.embedding import EmbeddingService
+from app.services.stats import IndexStats
 from app.settings import Settings
 from app.training import drift
-from app.training.calibration import imbalance
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +35,6 @@ _MIN_SKETCH_BITS = 64
 # At one half a sketch would say nothing.
 _MAX_SKETCH_NOISE = 0.4
 _RESERVED_NAME = "default"
-# So many lists are looked at to tell how even they are.
-_N_LIST_SAMPLES = 100
 # What older clients take an index for that was not made by one of them.
 _DEFAULT_CONFIG = {"type": "ivfflat"}
 
@@ -150,40 +147,23 @@ class IndexService:
             logger.warning("dropping deleted indexes is put off: %s", error)
 
     @on_index(needs=None)
-    async def stats(self, use: Use) -> dict[str, Any]:
-        """Return what we know of an index beyond the contract."""
+    async def stats(self, use: Use) -> IndexStats:
+        """Return what is known of an index beyond the contract."""
         index = use.index
         async with use.transaction() as connection:
-            n_items, n_changes = await store.indexes.count(connection, index.id)
+            look = await drift.look(connection, index, self._settings.drift_share)
             n_bytes, n_ivf_bytes = await store.items.sizes(connection, index)
             job = await store.training.job(connection, index.id)
-            sizes = (
-                await samples.list_sizes(connection, index, _N_LIST_SAMPLES)
-                if index.is_trained
-                else []
-            )
-        counts = drift.Counts(n_items, n_changes, imbalance(sizes, n_items, index.n_lists))
-        embedding = await self._embedding.stats(index)
-        return {
-            "index_name": index.name,
-            "n_items": n_items,
-            "n_changes": n_changes,
-            "dimension": index.dimension or 0,
-            "metric": index.metric,
-            "storage_precision": index.storage_precision,
-            **drift.facts(index, counts, job, self._settings.drift_share),
-            "encoder": {
-                "version": index.encoder_version,
-                "sketch_bits": index.sketch_bits,
-                "sketch_noise": index.sketch_noise,
-                "is_fitted": index.encoder_version > 0,
-            },
-            "embedding": embedding,
-            "size_bytes": n_bytes,
-            "ivf_size_bytes": n_ivf_bytes,
-            "metadata_schema": use.keyed.schema or {},
-            "created_at": index.created_at,
-        }
+        return IndexStats(
+            index,
+            look,
+            SearchProfile.from_json(index.n_lists, index.profile),
+            job,
+            await self._embedding.stats(index),
+            n_bytes,
+            n_ivf_bytes,
+            use.keyed.schema or {},
+        )
 
     def _sketch_bits(self, new: NewIndex) -> int | None:
         bits = self._settings.sketch_bits if new.sketch_bits is None else new.sketch_bits

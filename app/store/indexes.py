@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -49,6 +49,17 @@ async def trip(connections: Pool, index: Index) -> AsyncIterator[IndexTrip]:
     """Send the statements of the block to the items of `index`. Raises `StaleIndex`."""
     async with stage("sql"), connections.lend() as raw, IndexTrip(raw, index) as trip:
         yield trip
+
+
+class Counts(NamedTuple):
+    """How many items an index has, how many were changed since it was made, and how.
+
+    `n_changes` counts what was added, replaced or deleted; `n_outdated` leaves out what was added.
+    """
+
+    n_items: int
+    n_changes: int
+    n_outdated: int
 
 
 async def create(connection: AsyncConnection, values: dict[str, Any]) -> None:
@@ -189,8 +200,10 @@ async def add_to_count(
 ) -> None:
     """Add to the number of items and of changes, without waiting for other writers.
 
-    Takes a shard of the count that no other transaction holds, or opens a new one.
+    What is no addition replaces or deletes an item. Takes a shard of the count that no other
+    transaction holds, or opens a new one.
     """
+    n_outdated = n_changes - max(n_items, 0)
     free_shard = (
         sa.select(item_counts.c.shard)
         .where(item_counts.c.index_id == index_id)
@@ -202,7 +215,9 @@ async def add_to_count(
         sa.update(item_counts)
         .where(item_counts.c.index_id == index_id, item_counts.c.shard == free_shard)
         .values(
-            n_items=item_counts.c.n_items + n_items, n_changes=item_counts.c.n_changes + n_changes
+            n_items=item_counts.c.n_items + n_items,
+            n_changes=item_counts.c.n_changes + n_changes,
+            n_outdated=item_counts.c.n_outdated + n_outdated,
         )
     )
     if (await connection.execute(update)).rowcount:
@@ -212,17 +227,29 @@ async def add_to_count(
     shard = sa.cast(sa.func.floor(sa.func.random() * 2**31 - 1), sa.Integer)
     await connection.execute(
         sa.insert(item_counts).values(
-            index_id=index_id, shard=shard, n_items=n_items, n_changes=n_changes
+            index_id=index_id,
+            shard=shard,
+            n_items=n_items,
+            n_changes=n_changes,
+            n_outdated=n_outdated,
         )
     )
 
 
 async def count(connection: AsyncConnection, index_id: UUID) -> tuple[int, int]:
     """Return the number of items of an index, and of changes to them since it was made."""
-    n_items, n_changes = sa.func.sum(item_counts.c.n_items), sa.func.sum(item_counts.c.n_changes)
-    statement = sa.select(sa.func.coalesce(n_items, 0), sa.func.coalesce(n_changes, 0))
-    row = (await connection.execute(statement.where(item_counts.c.index_id == index_id))).one()
-    return int(row[0]), int(row[1])
+    counted = await counts(connection, index_id)
+    return counted.n_items, counted.n_changes
+
+
+async def counts(connection: AsyncConnection, index_id: UUID) -> Counts:
+    """Return what is counted of an index."""
+    sums = [
+        sa.func.coalesce(sa.func.sum(item_counts.c[name]), 0).cast(sa.BigInteger)
+        for name in Counts._fields
+    ]
+    statement = sa.select(*sums).where(item_counts.c.index_id == index_id)
+    return Counts._make((await connection.execute(statement)).one())
 
 
 def _lock_number(index_id: UUID) -> int:

@@ -90,8 +90,9 @@ class Presence:
     async def _take(self) -> AsyncConnection:
         connection = await maintenance_connection(self._settings, self._dsn)
         try:
-            # In a transaction, or a pooler would hand the session to others.
-            await connection.exec_driver_sql("BEGIN")
+            # In a transaction, or a pooler would hand the session to others. Above READ COMMITTED
+            # its snapshot would stay, and CREATE INDEX CONCURRENTLY would wait for it.
+            await connection.exec_driver_sql("BEGIN ISOLATION LEVEL READ COMMITTED")
             number = int.from_bytes(self._number, "big", signed=True)
             # Shared, so that it never waits for an earlier connection that the server has not yet
             # given up.

@@ -130,6 +130,12 @@ indexes = sa.Table(
         comment="Count of changes when the last training began to build; null before the first",
     ),
     sa.Column(
+        "n_outdated_at_training",
+        sa.BigInteger,
+        comment="Count of items replaced or deleted when the last training began to build; "
+        "null before the first",
+    ),
+    sa.Column(
         "is_training_due",
         sa.Boolean,
         nullable=False,
@@ -249,6 +255,13 @@ item_counts = sa.Table(
     ),
     sa.Column(
         "n_changes", sa.BigInteger, nullable=False, comment="Items added, replaced or deleted"
+    ),
+    sa.Column(
+        "n_outdated",
+        sa.BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="Items replaced or deleted; n_changes counts them too",
     ),
     comment="How many items each index has, kept in the transaction that changes them",
 )
@@ -390,6 +403,49 @@ training_jobs = sa.Table(
         comment="No automatic training before; null when one may start at once",
     ),
     comment="The last training of each index that was ever asked for, and how far it is",
+)
+
+index_drift = sa.Table(
+    "index_drift",
+    metadata,
+    sa.Column(
+        "index_id",
+        PG_UUID(as_uuid=True),
+        sa.ForeignKey("indexes.id", ondelete="CASCADE"),
+        primary_key=True,
+        comment="The index that was looked at",
+    ),
+    sa.Column(
+        "looked_at",
+        TIMESTAMP(timezone=True),
+        nullable=False,
+        server_default=_NOW,
+        comment="When the service looked",
+    ),
+    sa.Column(
+        "n_changes",
+        sa.BigInteger,
+        nullable=False,
+        comment="Count of changes at that time; another count calls for another look",
+    ),
+    sa.Column(
+        "drift_share",
+        sa.Double,
+        nullable=False,
+        comment="SEALDEX_DRIFT_SHARE of the service that looked",
+    ),
+    sa.Column(
+        "list_imbalance",
+        sa.Double,
+        comment="Size of the list of an average item over the size of an average list",
+    ),
+    sa.Column(
+        "reasons",
+        ARRAY(sa.Text),
+        nullable=False,
+        comment="Why the index should be trained again; empty when there is no reason",
+    ),
+    comment="Whether each trained index should be trained again, as the service saw it last",
 )
 
 trainings = sa.Table(

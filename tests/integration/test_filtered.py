@@ -1,8 +1,6 @@
 """Filtered search on PostgreSQL: what is stored, which plan is used, that no match is missing."""
 
 import asyncio
-import secrets
-from collections.abc import AsyncIterator
 from typing import Any
 from unittest.mock import Mock
 
@@ -28,21 +26,14 @@ from app.store.pg import packed_rows
 from app.store.pg.adapters import Tokens
 from app.store.pg.pool import Pool
 from tests import filter_strategies, naive_filters
+from tests.integration.an_index import ACCESS, KEY
 from tests.plans import plan_by_lists, plan_by_tokens
 
 pytestmark = pytest.mark.anyio
 
-KEY = secrets.token_hex(32)
 D = 16
 N_ITEMS = 600
-ACCESS = IndexAccess("test", KEY, Caller())
 EVERYTHING = 10 * N_ITEMS
-
-
-@pytest.fixture
-async def services(settings: Settings) -> AsyncIterator[ServiceContext]:
-    async with ServiceContext.open(settings) as context:
-        yield context
 
 
 def random_vectors(n: int, seed: int = 0) -> Matrix:

@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
@@ -15,32 +14,17 @@ from app.services.context import ServiceContext
 from app.settings import Settings
 from app.store.pg import packed_rows
 from app.store.pg.pool import Pool
+from tests.integration.an_index import KEY, clustered, exact
 from tests.plans import plan_by_lists
 
 pytestmark = pytest.mark.anyio
 
-KEY = secrets.token_hex(32)
 D = 96
 N_ITEMS = 2_000
 
 
-@pytest.fixture
-async def services(settings: Settings) -> AsyncIterator[ServiceContext]:
-    async with ServiceContext.open(settings) as context:
-        yield context
-
-
 def access(name: str = "test", key: str = KEY) -> IndexAccess:
     return IndexAccess(name, key, Caller())
-
-
-def clustered(n: int, d: int, seed: int) -> Matrix:
-    """Vectors around 50 centres, the same for every seed: nearest neighbours mean something."""
-    centres = np.random.default_rng(0).standard_normal((50, d))
-    rng = np.random.default_rng(seed)
-    return (centres[rng.integers(50, size=n)] + 0.5 * rng.standard_normal((n, d))).astype(
-        np.float32
-    )
 
 
 async def create(services: ServiceContext, name: str = "test", metric: str = "euclidean") -> None:
@@ -49,14 +33,6 @@ async def create(services: ServiceContext, name: str = "test", metric: str = "eu
 
 def items(vectors: Matrix, prefix: str = "") -> list[Item]:
     return [Item(f"{prefix}{row}", vector) for row, vector in enumerate(vectors)]
-
-
-def exact(metric: str, queries: Matrix, vectors: Matrix, k: int) -> list[set[str]]:
-    if metric == "cosine":
-        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
-    squared = ((queries[:, None, :] - vectors[None]) ** 2).sum(axis=2)
-    return [{str(row) for row in order} for order in np.argsort(squared, axis=1)[:, :k]]
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean", "squared_euclidean"])
