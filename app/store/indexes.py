@@ -146,6 +146,7 @@ async def initialise(
     dimension: int,
     sketch_bits: int,
     sealed_encoder: bytes,
+    sealed_header: bytes,
 ) -> None:
     """Fix dimension and first encoder. Raises `StaleIndex` when another writer was first."""
     statement = (
@@ -159,6 +160,24 @@ async def initialise(
             dimension=dimension,
             sketch_bits=sketch_bits,
             sealed_encoder=sealed_encoder,
+            sealed_header=sealed_header,
+            revision=indexes.c.revision + 1,
+        )
+    )
+    if (await connection.execute(statement)).rowcount != 1:
+        raise StaleIndex
+
+
+async def add_header(
+    connection: AsyncConnection, index: Index, sealed_header: bytes, wrapped_dek: bytes
+) -> None:
+    """Store the header of an index of before headers. Raises `StaleIndex` if the row has changed."""
+    statement = (
+        sa.update(indexes)
+        .where(indexes.c.id == index.id, indexes.c.revision == index.revision)
+        .values(
+            sealed_header=sealed_header,
+            wrapped_dek=wrapped_dek,
             revision=indexes.c.revision + 1,
         )
     )
