@@ -173,18 +173,16 @@ def _first_shape(opened: KeyedIndex, vectors: Matrix) -> Shape:
 async def _initialise(connection: AsyncConnection, opened: KeyedIndex, shape: Shape) -> None:
     """Fix what the first batch decides about an index, in the transaction that stores the batch."""
     parameters = shape.encoder.parameters.to_bytes()
-    fixed = header.Header.of(
-        replace(opened.index, dimension=shape.dimension, sketch_bits=shape.sketch_bits)
-    )
-    await store.indexes.initialise(
-        connection,
+    fixed = replace(
         opened.index,
         dimension=shape.dimension,
         sketch_bits=shape.sketch_bits,
         sealed_encoder=opened.keys.parameters.seal(aead.INDEX_LEVEL, parameters),
-        sealed_header=header.seal(opened.keys, fixed),
     )
-    await store.partitions.create_exact_ivf(connection, opened.index.id, shape.sketch_bits)
+    sealed_header = header.seal(opened.keys, header.Header.of(fixed))
+    fixed = replace(fixed, sealed_header=sealed_header)
+    await store.indexes.initialise(connection, opened.index, fixed)
+    await store.partitions.create_exact_ivf(connection, fixed.id, shape.sketch_bits)
 
 
 @timed("parse")
