@@ -10,7 +10,7 @@ SELF := $(PIP) --no-build-isolation --editable
 LOCKS := pyproject.toml requirements/build.txt requirements/service.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-embeddings test-long recall crash-test lint format bench attack-report lock clean
+.PHONY: help serve test test-embeddings test-long recall crash-test fuzz attack-worker lint format bench attack-report lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -32,6 +32,12 @@ recall: $(VENV)/.installed-dev ## Measure recall on hard data, every cell, and w
 
 crash-test: $(VENV)/.installed-dev ## Kill service and database again and again; ARGS='--cycles 1000 --seed 1'
 	$(BIN)/python -m tests.crash.driver $(ARGS)
+
+fuzz: $(VENV)/.installed-dev ## Send mutated connections to the HTTP server; ARGS='600 1' is seconds and seed
+	$(BIN)/python -m tests.resources.fuzz $(or $(ARGS),300 1)
+
+attack-worker: $(VENV)/.installed-dev ## Attack memory, connections and time of a worker beside 64 clients
+	$(BIN)/python -m tests.resources.attacks
 
 lint: $(VENV)/.installed-dev ## Check format, style, types and imports
 	$(BIN)/ruff format --check .

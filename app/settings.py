@@ -78,6 +78,7 @@ class Settings:
     allow_open: bool = False
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.JSON
+    max_logged_failures: _Natural = 60
     server_timing: bool = False
     metrics_open: bool = False
     metrics_dir: Path | None = None
@@ -92,19 +93,37 @@ class Settings:
     migrate: bool = False
 
     audit_reads: bool = False
+    max_audited_refusals: _Natural = 60
 
+    require_headers: bool = False
     key_cache_ttl_s: _Seconds = 60.0
     key_cache_size: _Positive = 256
 
     max_body_bytes: _Positive = 256 * 1024 * 1024
+    max_small_body_bytes: _Positive = 16 * 1024 * 1024
+    max_body_values: _Positive = 2_000_000
+    max_arriving_bodies: _Positive = 64
+    max_held_body_bytes: _Positive = 512 * 1024 * 1024
+    max_answer_bytes: _Positive = 64 * 1024 * 1024
     max_batch_items: _Positive = 100_000
+    max_metadata_depth: Annotated[int, Meta(ge=1, le=500)] = 250
+    max_query_vectors: _Positive = 10_000
+    max_results: _Positive = 500_000
     max_top_k: _Positive = 10_000
     max_requests_in_work: _Positive = 64
+    max_connections: _Positive = 1_000
+    max_connections_per_address: _Positive = 250
+    max_pipelined_requests: _Positive = 16
+    max_head_bytes: Annotated[int, Meta(ge=1_024)] = 64 * 1024
+    idle_timeout_s: Annotated[float, Meta(gt=0, lt=1e6)] = 75.0
     receive_timeout_s: Annotated[float, Meta(gt=0, lt=1e6)] = 30.0
+    request_timeout_s: Annotated[float, Meta(gt=0, lt=1e6)] = 300.0
     rate_limit_per_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
     rate_limit_burst: _Positive = 100
     cors_origins: str = ""
+    allowed_hosts: str = ""
 
+    protocol_version: str = "0.17.1"
     legacy_describe: bool = False
 
     sketch_bits: Annotated[int, Meta(ge=1, le=64_000)] | None = None

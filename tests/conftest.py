@@ -1,4 +1,5 @@
-"""A real PostgreSQL for the tests: SEALDEX_TEST_DATABASE_URL, else a container, else the embedded one.
+"""A real PostgreSQL for the tests: SEALDEX_TEST_DATABASE_URL, else a container, else the embedded
+one.
 
 The schema is migrated once, into a template database. A test that asks for `database_dsn`,
 `settings` or `engine` gets a clone of its own, dropped afterwards. `connection` is one transaction,
@@ -106,7 +107,9 @@ async def connection(template_dsn: str) -> AsyncIterator[AsyncConnection]:
 
 @pytest.fixture
 def open_path() -> Iterator[Path]:
-    """A directory like `tmp_path` that every user may pass, as the server of a service of root must."""
+    """A directory like `tmp_path` that every user may pass, as the server of a service of root
+    must.
+    """
     with tempfile.TemporaryDirectory(prefix="sealdex-test-") as directory:
         Path(directory).chmod(0o711)
         yield Path(directory)

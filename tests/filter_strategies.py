@@ -1,4 +1,6 @@
-"""Random metadata and filters that have something to do with each other: few names, few values, all operators."""
+"""Random metadata and filters that have something to do with each other: few names, few values, all
+operators.
+"""
 
 import os
 from typing import Any

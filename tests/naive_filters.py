@@ -1,4 +1,6 @@
-"""The filter language once more, as plainly as it is written down: no tree, no limits, recursion, Python's own `re`."""
+"""The filter language once more, as plainly as it is written down: no tree, no limits, recursion,
+Python's own `re`.
+"""
 
 import re
 from typing import Any

@@ -1,71 +1,67 @@
 """Routes of indexes."""
 
-from typing import Any
-
 from litestar import Router, get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
-from app.api.around.auth import ROOT_ONLY
-from app.api.schemas import (
-    CreateRequest,
-    DescribeAnswer,
-    DoneAnswer,
-    IndexNamesAnswer,
-    IndexRequest,
-)
+from app.api.around.routes import changes, reads
+from app.api.bodies import DoneAnswer, IndexRequest
+from app.api.index_bodies import CreateRequest, DescribeAnswer, IndexNamesAnswer
+from app.api.stats import StatsAnswer
 from app.domain import Caller
-from app.services.indexes import IndexService
+from app.services.context import ServiceContext
 
 
-@get("/list")
+@get("/list", opt=reads("list"))
 async def list_indexes(
-    caller: NamedDependency[Caller], indexes: NamedDependency[IndexService]
+    caller: NamedDependency[Caller], services: NamedDependency[ServiceContext]
 ) -> IndexNamesAnswer:
     """Name the indexes that the caller may see."""
-    return IndexNamesAnswer(await indexes.names(caller))
+    names = await services.indexes.names(caller)
+    await services.trail.read(caller)
+    return IndexNamesAnswer(names)
 
 
-@post("/create", status_code=200, opt=ROOT_ONLY)
+@post("/create", status_code=200, opt=changes("create", is_root_only=True))
 async def create(
     data: JSONBody[CreateRequest],
     caller: NamedDependency[Caller],
-    indexes: NamedDependency[IndexService],
+    services: NamedDependency[ServiceContext],
 ) -> DoneAnswer:
     """Create an empty index."""
-    await indexes.create(data.to_new_index(), caller)
+    await services.indexes.create(data.to_new_index(), caller)
     return DoneAnswer(message=f"Index '{data.index_name}' created successfully")
 
 
-@post("/describe", status_code=200)
+@post("/describe", status_code=200, opt=reads("describe"))
 async def describe(
     data: JSONBody[IndexRequest],
     caller: NamedDependency[Caller],
-    indexes: NamedDependency[IndexService],
+    services: NamedDependency[ServiceContext],
 ) -> DescribeAnswer:
     """Describe an index."""
-    return DescribeAnswer.of(await indexes.describe(data.access(caller)))
+    return DescribeAnswer.of(await services.indexes.describe(data.access(caller)))
 
 
-@post("/delete", status_code=200, opt=ROOT_ONLY)
+@post("/delete", status_code=200, opt=changes("delete", is_root_only=True))
 async def delete(
     data: JSONBody[IndexRequest],
     caller: NamedDependency[Caller],
-    indexes: NamedDependency[IndexService],
+    services: NamedDependency[ServiceContext],
 ) -> DoneAnswer:
     """Delete an index with all its items."""
-    await indexes.delete(data.access(caller))
+    await services.indexes.delete(data.access(caller))
     return DoneAnswer(message=f"Index '{data.index_name}' deleted successfully")
 
 
-@post("/stats", status_code=200)
+@post("/stats", status_code=200, opt=reads("stats"))
 async def stats(
     data: JSONBody[IndexRequest],
     caller: NamedDependency[Caller],
-    indexes: NamedDependency[IndexService],
-) -> dict[str, Any]:
-    """Report what we know of an index beyond the contract: sizes, sketch, search profile."""
-    return await indexes.stats(data.access(caller))
+    services: NamedDependency[ServiceContext],
+) -> StatsAnswer:
+    """Report what is known of an index beyond the contract: sizes, drift, search profile."""
+    return StatsAnswer.of(await services.indexes.stats(data.access(caller)))
 
 
 router = Router(

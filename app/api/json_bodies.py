@@ -2,8 +2,7 @@
 
 `JSONStruct` is the DTO of all routes. It decodes the raw bytes straight into the struct that the
 handler asks for, and strictly; the framework's own way decodes twice and takes "1" and true for
-numbers. What msgspec says about a bad body is put into pydantic's words, which clients of this
-protocol know. No value of the body gets into them.
+numbers.
 """
 
 import functools
@@ -18,34 +17,27 @@ from litestar.dto.data_structures import DTOFieldDefinition
 from litestar.openapi.spec import Reference, Schema
 from litestar.typing import FieldDefinition
 
+from app.api.json_problems import (
+    OBJECT_EXPECTED,
+    OUT_OF_RANGE,
+    Place,
+    invalid_json,
+    position_of,
+    problem_of,
+)
 from app.errors import BodyProblem, InvalidBody, InvalidInput
 from app.observe.stages import timed
 
 T = TypeVar("T")
 Choice = TypeVar("Choice", bound=StrEnum)
 
-_OBJECT_EXPECTED = (
-    "model_attributes_type",
-    "Input should be a valid dictionary or object to extract fields from",
-)
-
-# What msgspec expected → pydantic's type and message.
-_EXPECTED = {
-    "str": ("string_type", "Input should be a valid string"),
-    "str | array": ("string_type", "Input should be a valid string"),
-    "object": ("dict_type", "Input should be a valid dictionary"),
-    "array": ("list_type", "Input should be a valid list"),
-    "bool": ("bool_type", "Input should be a valid boolean"),
-    "float": ("float_type", "Input should be a valid number"),
-    "float | array": ("float_type", "Input should be a valid number"),
-    "int | float": ("int_type", "Input should be a valid integer"),
-}
-_OUT_OF_RANGE = ("finite_number", "Input should be a finite number")
+BODY: Place = ("body",)
+# RFC 8259, section 8.1: a parser may ignore it.
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # The contract answers a number of a filter that is none with 400, like everything else that is
 # wrong with a filter.
 _FILTERS = ("body", "filters")
 _CONSTANTS = (b"NaN", b"Infinity")
-_OTHERWISE = ("value_error", "Input should be valid")
 
 
 class JSONStruct(AbstractDTO[Any]):
@@ -85,7 +77,7 @@ class JSONStruct(AbstractDTO[Any]):
 
 @timed("parse")
 def decode_for(connection: ASGIConnection[Any, Any, Any, Any], body: bytes) -> Any:
-    """Return `body` as the struct that annotates `data` of the connection's handler, as `decode_bytes` does."""
+    """Return `body` as the struct that annotates `data` of the connection's handler."""
     check_headers(connection.headers)
     return decode(body, connection.route_handler.parsed_data_field.annotation)
 
@@ -99,47 +91,51 @@ def check_headers(headers: Mapping[str, str]) -> None:
         media_type.startswith("application/") and media_type.endswith("+json")
     )
     if not is_json:
-        raise InvalidBody(BodyProblem(_OBJECT_EXPECTED[0], ("body",), _OBJECT_EXPECTED[1]))
+        raise InvalidBody(BodyProblem(OBJECT_EXPECTED[0], BODY, OBJECT_EXPECTED[1]))
 
 
-def decode(body: bytes, kind: type[T]) -> T:
-    """Return `body` as a `kind`. Raises `InvalidBody`.
+def decode(body: bytes, kind: type[T], place: Place = BODY) -> T:
+    """Return `body`, or the part of a body that is at `place`, as a `kind`. Raises `InvalidBody`.
 
     The errors of msgspec and Python are not chained: they can hold parts of the body.
     """
+    body = body.removeprefix(_BYTE_ORDER_MARK)
     decoder: msgspec.json.Decoder[T] = _decoder(kind)  # type: ignore[arg-type]  # a class is hashable
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        problem = _validation_problem(str(error))
+        problem = problem_of(str(error), place)
         _refuse_filters(problem)
     except msgspec.DecodeError as error:
         _refuse_constant_in_filters(body, str(error), decoder)
-        problem = BodyProblem(
-            "json_invalid", ("body", _position(str(error), len(body))), "JSON decode error"
-        )
+        problem = invalid_json((*place, position_of(str(error), len(body))))
     except UnicodeDecodeError:
-        problem = BodyProblem("json_invalid", ("body",), "JSON decode error: the text is not UTF-8")
+        problem = invalid_json(place, ": the text is not UTF-8")
     except RecursionError:
-        if b'"filters"' in body and hasattr(kind, "filters"):
-            raise InvalidInput("filters: nested too deeply") from None
-        problem = BodyProblem("json_invalid", ("body",), "JSON decode error: nested too deeply")
+        problem = _too_deep(body, kind, place)
     raise InvalidBody(problem)
 
 
+def _too_deep(body: bytes, kind: type[Any], place: Place) -> BodyProblem:
+    """Return the problem of what is nested too deeply; raise `InvalidInput` if it is a filter."""
+    if b'"filters"' in body and hasattr(kind, "filters"):
+        raise InvalidInput("filters: nested too deeply") from None
+    return invalid_json(place, ": nested too deeply")
+
+
 def _refuse_constant_in_filters(body: bytes, error: str, decoder: msgspec.json.Decoder[T]) -> None:
-    """Raise `InvalidInput` if what is no JSON is NaN or Infinity as a number of `filters`, where it is a 400.
+    """Raise `InvalidInput` if what is no JSON is NaN or Infinity as a number of `filters`.
 
     A number out of range is put in its place, of which the decoder tells where it is.
     """
-    position = _position(error, len(body))
+    position = position_of(error, len(body))
     constant = next((name for name in _CONSTANTS if body.startswith(name, position)), None)
     if constant is None:
         return
     try:
         decoder.decode(body[:position] + b"1e999" + body[position + len(constant) :])
     except msgspec.ValidationError as out_of_range:
-        _refuse_filters(_validation_problem(str(out_of_range)))
+        _refuse_filters(problem_of(str(out_of_range), BODY))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # Something else is wrong as well.
         return
@@ -147,7 +143,7 @@ def _refuse_constant_in_filters(body: bytes, error: str, decoder: msgspec.json.D
 
 def _refuse_filters(problem: BodyProblem) -> None:
     """Raise `InvalidInput` if `problem` is a number out of range in `filters`."""
-    if problem.type == _OUT_OF_RANGE[0] and problem.loc == _FILTERS:
+    if problem.type == OUT_OF_RANGE[0] and problem.loc == _FILTERS:
         raise InvalidInput("filters: every number must be finite") from None
 
 
@@ -157,7 +153,7 @@ def _decoder(kind: Any) -> Any:
 
 
 def integer(value: float | None, *path: str) -> int | None:
-    """Return a JSON number of the field at `path` as an integer. Raises `InvalidBody` for a fraction."""
+    """Return a JSON number of the field at `path` as an integer, or raise `InvalidBody`."""
     if isinstance(value, float) and not value.is_integer():
         message = "Input should be a valid integer, got a number with a fractional part"
         raise InvalidBody(BodyProblem("int_from_float", ("body", *path), message))
@@ -171,33 +167,3 @@ def choice(value: str | None, choices: type[Choice], *path: str) -> Choice | Non
     except ValueError:
         message = "Input should be " + " or ".join(f"'{member}'" for member in choices)
         raise InvalidBody(BodyProblem("literal_error", ("body", *path), message)) from None
-
-
-def _validation_problem(text: str) -> BodyProblem:
-    """Translate msgspec's message, the only thing it tells: "<what> - at `$.items[3].id`"."""
-    what, _, path = text.partition(" - at `")
-    loc = ("body", *_steps(path.rstrip("`")))
-    quoted = what.split("`")
-    if what.startswith("Object missing required field"):
-        return BodyProblem("missing", (*loc, quoted[1]), "Field required")
-    if what.endswith("out of range"):
-        return BodyProblem(_OUT_OF_RANGE[0], loc, _OUT_OF_RANGE[1])
-    if not what.startswith("Expected `"):
-        return BodyProblem(_OTHERWISE[0], loc, _OTHERWISE[1])
-    expected = quoted[1].removesuffix(" | null")
-    # A whole body or a list's element is a struct, a field is a dictionary.
-    is_struct = expected == "object" and not (len(loc) > 1 and isinstance(loc[-1], str))
-    kind, message = _OBJECT_EXPECTED if is_struct else _EXPECTED.get(expected, _OTHERWISE)
-    return BodyProblem(kind, loc, message)
-
-
-def _steps(path: str) -> list[str | int]:
-    """Split "$.items[3].id" into ["items", 3, "id"]. Below a "[...]", a key of the client's, it says nothing."""
-    known = path.partition("[...]")[0].replace("[", ".").replace("]", "")
-    return [int(step) if step.isdecimal() else step for step in known.split(".")[1:]]
-
-
-def _position(text: str, end: int) -> int:
-    """Return the offset in msgspec's "… (byte 7)"; a truncated body has none and ends too early."""
-    number = text.rpartition("(byte ")[2].rstrip(")")
-    return int(number) if number.isdecimal() else end

@@ -18,7 +18,8 @@ from litestar.openapi.spec import Components, SecurityScheme
 from litestar.response import Response
 from litestar.serialization import encode_json
 
-from app.api.around.auth import API_KEY_HEADER, PUBLIC
+from app.api.around.auth import API_KEY_HEADER
+from app.api.around.routes import PUBLIC
 from app.api.health import service_version
 
 _SECURITY = {
@@ -38,6 +39,7 @@ _SCHEMAS = {
     "IndexNamesAnswer": "IndexListResponseModel",
     "IndexRequest": "IndexOperationRequest",
     "ItemAnswer": "GetResultItemModel",
+    "ListIdsRequest": "ListIDsRequest",
     "LegacyIndexConfig": "IndexConfig",
     "LegacyIndexDescription": "IndexConfigInfo",
     "MatchAnswer": "QueryResultItem",
@@ -67,6 +69,11 @@ _FUNCTIONS = {
     "/v1/vectors/delete": "delete_vectors",
     "/v1/vectors/num_vectors": "get_index_size",
 }
+# What anybody may ask without a key, and the errors that come of it.
+_PUBLIC_ERRORS: dict[str, tuple[str, ...]] = {"/v1/health": (), "/v1/ready": ("503",)}
+# The protocol's document has a second schema for queries of several vectors.
+_QUERY = "/v1/vectors/query"
+_VECTORS = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
 _REF = "#/components/schemas/"
 _ERRORS = {
     "400": "The request is well formed but cannot be honoured",
@@ -74,6 +81,7 @@ _ERRORS = {
     "403": "The API key has no right to do this",
     "404": "There is no such index",
     "409": "The name is taken",
+    "429": "This API key has sent too many requests",
     "503": "Busy, or without its database: try again later",
 }
 _PROBLEM = {
@@ -100,13 +108,14 @@ _ERROR_SCHEMAS = {
 }
 # The page has its script and style in itself and loads nothing but the document.
 _PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; "
+    "style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
 }
 
 
 def openapi_routes(routes: Sequence[Router]) -> list[HTTPRouteHandler]:
-    """Return the routes that serve the document of `routes`, which is made when it is first asked for, and its page.
+    """Return the routes of the document of `routes`, made when it is first asked for, and its page.
 
     The framework's own routes for it would claim every path below the prefix that they share with
     ours.
@@ -140,32 +149,58 @@ def describe(routes: Sequence[Router]) -> bytes:
     )
     application = Litestar(routes, openapi_config=config, logging_config=None)
     document: dict[str, Any] = _renamed(application.openapi_schema.to_schema())
-    document["components"]["schemas"] |= _ERROR_SCHEMAS
+    schemas = document["components"]["schemas"]
+    schemas |= _ERROR_SCHEMAS
+    schemas["BatchQueryRequest"] = _batch_query(schemas["QueryRequest"])
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             _name(operation, path, method)
             _describe_errors(operation, path)
+    _offer_batches(document["paths"][_QUERY]["post"])
     return encode_json(document)
 
 
+def _batch_query(single: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a query that must have several vectors."""
+    return {
+        **single,
+        "title": "BatchQueryRequest",
+        "properties": {**single["properties"], "query_vectors": _VECTORS},
+        "required": [*single["required"], "query_vectors"],
+    }
+
+
+def _offer_batches(operation: dict[str, Any]) -> None:
+    """Say that a query may have either form."""
+    (content,) = operation["requestBody"]["content"].values()
+    references = [{"$ref": _REF + name} for name in ("QueryRequest", "BatchQueryRequest")]
+    content["schema"] = {"anyOf": references}
+
+
 def _renamed(part: Any) -> Any:
-    """Return a part of the document with the protocol's names, and with choices that overlap as `anyOf`."""
+    """Return a part of the document with the protocol's names, overlapping choices as `anyOf`."""
     if isinstance(part, list):
         return [_renamed(inner) for inner in part]
     if not isinstance(part, dict):
         return part
     renamed = {_schema_name(name): _renamed(inner) for name, inner in part.items()}
-    if isinstance(reference := renamed.get("$ref"), str):
-        renamed["$ref"] = _REF + _schema_name(reference.removeprefix(_REF))
-    if isinstance(title := renamed.get("title"), str):
-        renamed["title"] = _schema_name(title)
+    _rename_reference(renamed)
     if isinstance(choices := renamed.pop("oneOf", None), list):
-        # An integer may be written 2.0, and so is a number, too; clients need not know.
-        is_integer = {"type": "integer"} in choices
-        renamed["anyOf"] = [
-            choice for choice in choices if not (is_integer and choice == {"type": "number"})
-        ]
+        renamed["anyOf"] = _overlapping(choices)
     return renamed
+
+
+def _rename_reference(part: dict[str, Any]) -> None:
+    if isinstance(reference := part.get("$ref"), str):
+        part["$ref"] = _REF + _schema_name(reference.removeprefix(_REF))
+    if isinstance(title := part.get("title"), str):
+        part["title"] = _schema_name(title)
+
+
+def _overlapping(choices: list[Any]) -> list[Any]:
+    # An integer may be written 2.0, and so is a number, too; clients need not know.
+    is_integer = {"type": "integer"} in choices
+    return [choice for choice in choices if not (is_integer and choice == {"type": "number"})]
 
 
 def _schema_name(name: str) -> str:
@@ -186,11 +221,10 @@ def _describe_errors(operation: dict[str, Any], path: str) -> None:
     responses = operation["responses"]
     # The framework's words for a bad body; ours are in the contract.
     responses.pop("400", None)
-    if path == "/v1/health":
+    if path in _PUBLIC_ERRORS:
         operation["security"] = []
-        return
-    for status, description in _ERRORS.items():
-        responses[status] = _error(description, "ErrorResponseModel")
+    for status in _PUBLIC_ERRORS.get(path, tuple(_ERRORS)):
+        responses[status] = _error(_ERRORS[status], "ErrorResponseModel")
     if "requestBody" in operation:
         responses["408"] = _error("The body does not come in time", "ErrorResponseModel")
         responses["413"] = _error("More than the limits allow", "ErrorResponseModel")

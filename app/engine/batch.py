@@ -1,4 +1,4 @@
-"""A batch of items on its way in: checked, then sealed and sketched. Plain arithmetic, run in a thread."""
+"""A batch of items on its way in: checked, then sealed and sketched, in a thread."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,23 +12,17 @@ from app import errors, filters
 from app.crypto import tokens
 from app.domain import MAX_DIMENSION, Index, Item, Matrix, Metadata, Precision, SealedItems, Vector
 from app.engine import metadata_schema
-from app.engine.keyed import KeyedIndex
-from app.engine.sketches.encoder import Encoder
+from app.engine.costs import SEALED_AT_A_TIME
+from app.engine.keyed import VECTOR_DTYPES, KeyedIndex, Shape
 from app.observe.stages import stage, timed
 from app.store.pg import copy_rows
 
 MAX_ID_BYTES = 1024
-_PIECE_ITEMS = 1_000
-
-VECTOR_DTYPES: dict[Precision, np.dtype[np.floating]] = {
-    Precision.FLOAT32: np.dtype("<f4"),
-    Precision.FLOAT16: np.dtype("<f2"),
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Items with their vectors as one matrix (n, d); `contents` and `metadata` are parallel to `ids`."""
+    """Items with their vectors as one matrix (n, d); all columns are parallel."""
 
     ids: Sequence[str]
     vectors: Matrix
@@ -38,7 +32,7 @@ class Batch:
 
 @timed("parse")
 def check(items: Sequence[Item], index: Index, max_items: int) -> Batch:
-    """Return `items` as a batch for `index`. Raises `InvalidInput` naming the first item that does not fit."""
+    """Return `items` as a batch for `index`. Raises `InvalidInput` naming an item that is wrong."""
     if not items:
         raise errors.InvalidInput("items cannot be empty")
     for position, item in enumerate(items):
@@ -71,7 +65,7 @@ def check_batch(batch: Batch, index: Index, max_items: int) -> Batch:
 
 
 def to_matrix(vectors: Sequence[Sequence[float] | Vector], what: str) -> Matrix:
-    """Return `vectors` as one finite float32 matrix (n, d). Raises `InvalidInput` naming the row (`what`)."""
+    """Return `vectors` as one finite float32 matrix (n, d). Raises `InvalidInput` naming a row."""
     length = len(vectors[0])
     for position, vector in enumerate(vectors):
         if len(vector) != length:
@@ -101,7 +95,7 @@ def check_finite(matrix: NDArray[np.floating], what: str) -> None:
 
 
 def check_dimension(vectors: Matrix, index: Index) -> None:
-    """Raise `InvalidInput` unless the rows of `vectors` have the dimension of `index`, where it is known."""
+    """Raise `InvalidInput` unless `vectors` have the dimension of `index`, if it is known."""
     dimension = vectors.shape[1]
     if index.dimension is not None and dimension != index.dimension:
         raise errors.InvalidInput(
@@ -123,20 +117,21 @@ def _rounded(vectors: Matrix, precision: Precision) -> Matrix:
 def _refuse_missing_vector(position: int, item: Item) -> None:
     if item.contents:
         raise errors.InvalidInput(
-            f"Item {position} has no vector, and the index has no embedding model to make one from its contents"
+            f"Item {position} has no vector, and the index has no embedding model"
+            " to make one from its contents"
         )
     raise errors.InvalidInput(f"Item {position} has neither a vector nor contents")
 
 
 class SealedBatch(NamedTuple):
-    """The rows to store for a batch, as COPY reads them, and their item keys; both in the order of the keys."""
+    """The rows to store for a batch, as COPY reads them, in the order of their item keys."""
 
     item_keys: Sequence[bytes]
     rows: Sequence[bytes]
 
 
 @timed("seal")
-def seal(batch: Batch, opened: KeyedIndex, encoder: Encoder) -> SealedBatch:
+def seal(batch: Batch, opened: KeyedIndex, shape: Shape) -> SealedBatch:
     """Return what to store, a row for each id; of items with the same id the last one counts.
 
     They have a second sketch by the index's next encoder, if there is one.
@@ -146,10 +141,11 @@ def seal(batch: Batch, opened: KeyedIndex, encoder: Encoder) -> SealedBatch:
         for position, item_key in enumerate(tokens.item_keys(opened.keys.blind_key, batch.ids))
     }
     item_keys = sorted(positions)
-    sealer = _BatchSealer(batch, opened, encoder)
+    sealer = _BatchSealer(batch, opened, shape)
     # In pieces: what is sealed and the rows made of it need not be there all at once.
     pieces = [
-        item_keys[start : start + _PIECE_ITEMS] for start in range(0, len(item_keys), _PIECE_ITEMS)
+        item_keys[start : start + SEALED_AT_A_TIME]
+        for start in range(0, len(item_keys), SEALED_AT_A_TIME)
     ]
     rows = [
         copy_rows.rows(
@@ -163,12 +159,11 @@ def seal(batch: Batch, opened: KeyedIndex, encoder: Encoder) -> SealedBatch:
 class _BatchSealer:
     """Seals items of one batch."""
 
-    def __init__(self, batch: Batch, opened: KeyedIndex, encoder: Encoder) -> None:
+    def __init__(self, batch: Batch, opened: KeyedIndex, shape: Shape) -> None:
         self._batch = batch
         self._keys = opened.keys
-        self._dtype = VECTOR_DTYPES[opened.index.storage_precision]
-        self._encoder = encoder
-        self._next_encoder = opened.next_encoder
+        self._dtype = shape.dtype
+        self._encoder, self._next_encoder = shape.encoder, shape.next_encoder
         self._unfilterable = metadata_schema.unfilterable(opened.schema)
         self._blinder = _Blinder(opened.keys.token_key)
 
@@ -211,7 +206,7 @@ class _Blinder(dict[filters.terms.Term, bytes]):
 def _tokens(
     blinder: _Blinder, metadata: Metadata | None, unfilterable: frozenset[str]
 ) -> list[bytes]:
-    """Return the tokens of `metadata`, sorted, so that their order does not tell which field each is of."""
+    """Return the tokens of `metadata`, sorted: their order must not tell their fields."""
     if not metadata:
         return []
     # Two terms may share a token by chance.

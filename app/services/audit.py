@@ -1,4 +1,4 @@
-"""What goes into the audit log: every change in its own transaction, and by setting reads and refusals."""
+"""What goes into the audit log: every change with its transaction, by setting reads, too."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -11,18 +11,8 @@ from app.crypto import keys
 from app.domain import AuditEntry, IndexAccess
 from app.observe.stages import stage
 
-_READS = frozenset(
-    {
-        "query",
-        "query_binary",
-        "query_metadata",
-        "get_items",
-        "list_ids",
-        "num_vectors",
-        "describe",
-        "stats",
-    }
-)
+# Longer names are refused wherever there could be an index.
+_MAX_NAME_LENGTH = 255
 
 
 def entry(
@@ -66,14 +56,12 @@ async def reads(engine: AsyncEngine, access: IndexAccess) -> AsyncIterator[None]
         with suppress(errors.AppError):
             await _record(engine, access, "refused" if is_refused else "failed")
         raise
-    if access.caller.operation in _READS:
+    if access.caller.is_read:
         await _record(engine, access, "done")
 
 
 async def _record(engine: AsyncEngine, access: IndexAccess, outcome: str) -> None:
-    """Record a use of the index that changes nothing. Neither the name nor the key has been checked."""
-    if "\0" in access.index_name:
-        return
+    """Record a use of the index that changes nothing. Neither name nor key has been checked."""
     async with stage("audit"), engine.begin() as connection:
         await store.audit.record(
             connection,
@@ -82,9 +70,15 @@ async def _record(engine: AsyncEngine, access: IndexAccess, outcome: str) -> Non
                 key_id=None,
                 operation=access.caller.operation,
                 index_id=None,
-                index_name=access.index_name,
+                index_name=_storable(access.index_name),
                 n_items=None,
                 request_id=access.caller.request_id,
                 outcome=outcome,
             ),
         )
+
+
+def _storable(name: str) -> str:
+    """Return a name that a client has sent as the log can hold it."""
+    # PostgreSQL's text has no U+0000.
+    return name[:_MAX_NAME_LENGTH].replace("\0", "\ufffd")

@@ -20,6 +20,7 @@ from app.services.embedding import EmbeddingService
 from app.services.indexes import IndexService
 from app.services.limits import RateLimiter
 from app.services.operations import OperationService
+from app.services.trail import Trail
 from app.services.training import TrainingService
 from app.services.users import UserService
 from app.services.vectors import VectorService
@@ -46,6 +47,8 @@ class ServiceContext:
     embedding: EmbeddingService
     operations: OperationService
     limiter: RateLimiter
+    access: IndexOpener
+    trail: Trail
 
     @classmethod
     @asynccontextmanager
@@ -58,7 +61,7 @@ class ServiceContext:
             raise ConfigurationError("DATABASE_URL is not set")
         pool = Pool(settings, settings.database_url, _pool_figures(figures, settings.pool_size))
         engine = pool.engine
-        searcher = Searcher(pool, settings.pool_size, settings.pool_timeout_s)
+        searcher = Searcher(pool, settings)
         opener = IndexOpener(engine, settings)
         embedder = Embedder(settings)
         embedding = EmbeddingService(embedder, settings)
@@ -77,12 +80,21 @@ class ServiceContext:
                 asyncio.create_task(_keep_adding_audit_months(engine)),
             ]
             try:
-                vectors = VectorService(engine, searcher, opener, training, settings, embedding)
-                users = UserService(engine, opener)
+                vectors = VectorService(searcher, opener, training, embedding, settings)
+                users = UserService(opener)
                 limiter = RateLimiter(engine, settings)
                 operations = OperationService(engine)
                 yield cls(
-                    settings, indexes, training, vectors, users, embedding, operations, limiter
+                    settings,
+                    indexes,
+                    training,
+                    vectors,
+                    users,
+                    embedding,
+                    operations,
+                    limiter,
+                    opener,
+                    Trail(engine, settings),
                 )
             finally:
                 for task in tasks:
@@ -91,7 +103,6 @@ class ServiceContext:
                 await training.close()
                 await indexes.close()
         finally:
-            searcher.close()
             embedder.close()
             await pool.close()
 
@@ -117,7 +128,7 @@ async def _keep_adding_audit_months(engine: AsyncEngine) -> None:
 
 
 async def _add_audit_months(engine: AsyncEngine) -> None:
-    """Keep partitions of the audit log ready. Without them no write fails: entries go to the default partition."""
+    """Keep partitions of the audit log ready. Without them entries go to the default one."""
     try:
         async with engine.begin() as connection:
             await store.audit.add_partitions(connection)

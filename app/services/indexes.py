@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from typing import Any
 from uuid import uuid4
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -18,17 +17,16 @@ from app.domain import (
     Metric,
     NewIndex,
 )
-from app.engine import metadata_schema
-from app.engine.keyed import KeyedIndex
-from app.engine.sketches import samples
+from app.engine import header, metadata_schema
+from app.engine.profile import SearchProfile
 from app.engine.sketches.encoder import MAX_SKETCH_BITS, sketch_bits
 from app.observe.stages import stage
 from app.services import audit
-from app.services.access import IndexOpener
+from app.services.access import IndexOpener, Use, on_index
 from app.services.embedding import EmbeddingService
+from app.services.stats import IndexStats
 from app.settings import Settings
 from app.training import drift
-from app.training.calibration import imbalance
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +35,6 @@ _MIN_SKETCH_BITS = 64
 # At one half a sketch would say nothing.
 _MAX_SKETCH_NOISE = 0.4
 _RESERVED_NAME = "default"
-# So many lists are looked at to tell how even they are.
-_N_LIST_SAMPLES = 100
 # What older clients take an index for that was not made by one of them.
 _DEFAULT_CONFIG = {"type": "ivfflat"}
 
@@ -70,6 +66,7 @@ class IndexService:
             metadata_schema.check(new.metadata_schema)
         new, embedding_weights = await self._embedding.settle(new)
         index_id, dek = uuid4(), keys.generate_dek()
+        index_keys = keys.IndexKeys.derive(dek, index_id)
         values = {
             "id": index_id,
             "name": new.name,
@@ -85,9 +82,8 @@ class IndexService:
             "index_config": new.index_config,
         }
         if new.metadata_schema:
-            values["sealed_schema"] = metadata_schema.seal(
-                keys.IndexKeys.derive(dek, index_id), new.metadata_schema
-            )
+            values["sealed_schema"] = metadata_schema.seal(index_keys, new.metadata_schema)
+        values["sealed_header"] = header.seal(index_keys, header.Header.of_new(values))
         async with stage("sql"), self._engine.begin() as connection:
             await store.indexes.create(connection, values)
             await store.partitions.create(connection, index_id)
@@ -100,45 +96,40 @@ class IndexService:
             return await self._opener.visible_names(caller)
 
     async def check_user(self, caller: Caller) -> None:
-        """Raise `Forbidden` for a user that has been revoked, on a route where no index would tell."""
+        """Raise `Forbidden` for a user that was revoked, on a route where no index would tell."""
         if caller.user is not None:
             await self._opener.visible_names(caller)
 
-    async def describe(self, access: IndexAccess) -> IndexDescription:
+    @on_index(needs=None)
+    async def describe(self, use: Use) -> IndexDescription:
         """Return the contract's facts about an index."""
-
-        async def read(opened: KeyedIndex) -> IndexDescription:
-            index = opened.index
-            async with stage("sql"), self._engine.connect() as connection:
-                await store.indexes.check_revision(connection, index)
-            config = index.index_config or (
-                _DEFAULT_CONFIG if self._settings.legacy_describe else None
-            )
-            return IndexDescription(
-                index.name,
-                index.is_trained,
-                index.dimension or 0,
-                index.metric,
-                index.n_lists,
-                config,
-                opened.schema,
-            )
-
-        return await self._opener.with_index(access, read, needs=None)
+        index = use.index
+        async with use.transaction():
+            pass
+        legacy = _DEFAULT_CONFIG if self._settings.legacy_describe else None
+        return IndexDescription(
+            index.name,
+            index.is_trained,
+            index.dimension or 0,
+            index.metric,
+            index.n_lists,
+            index.index_config or legacy,
+            use.keyed.schema,
+        )
 
     async def delete(self, access: IndexAccess) -> None:
         """Delete an index with all its items. Its name is free at once."""
-
-        async def delete(opened: KeyedIndex) -> None:
-            async with stage("sql"), self._engine.begin() as connection:
-                await store.indexes.delete(connection, opened.index)
-                await store.audit.record(connection, audit.entry(access, "delete", opened.index.id))
-
-        await self._opener.with_index(access, delete, needs=None)
+        await self._delete(access)
         self.sweep()
 
+    @on_index(needs=None)
+    async def _delete(self, use: Use) -> None:
+        async with stage("sql"), use.engine.begin() as connection:
+            await store.indexes.delete(connection, use.index)
+            await use.record(connection, "delete")
+
     def sweep(self) -> None:
-        """Begin to drop what deleted indexes have left behind. It may wait for whoever reads the whole table."""
+        """Begin to drop what deleted indexes have left. It may wait for readers of all."""
         sweep = asyncio.create_task(self._drop_deleted())
         self._sweeps.add(sweep)
         sweep.add_done_callback(self._sweeps.discard)
@@ -155,45 +146,24 @@ class IndexService:
         except errors.AppError as error:
             logger.warning("dropping deleted indexes is put off: %s", error)
 
-    async def stats(self, access: IndexAccess) -> dict[str, Any]:
-        """Return what we know of an index beyond the contract."""
-
-        async def read(opened: KeyedIndex) -> dict[str, Any]:
-            index = opened.index
-            async with stage("sql"), self._engine.connect() as connection:
-                await store.indexes.check_revision(connection, index)
-                n_items, n_changes = await store.indexes.count(connection, index.id)
-                n_bytes, n_ivf_bytes = await store.items.sizes(connection, index)
-                job = await store.training.job(connection, index.id)
-                sizes = (
-                    await samples.list_sizes(connection, index, _N_LIST_SAMPLES)
-                    if index.is_trained
-                    else []
-                )
-            counts = drift.Counts(n_items, n_changes, imbalance(sizes, n_items, index.n_lists))
-            embedding = await self._embedding.stats(index)
-            return {
-                "index_name": index.name,
-                "n_items": n_items,
-                "n_changes": n_changes,
-                "dimension": index.dimension or 0,
-                "metric": index.metric,
-                "storage_precision": index.storage_precision,
-                **drift.facts(index, counts, job, self._settings.drift_share),
-                "encoder": {
-                    "version": index.encoder_version,
-                    "sketch_bits": index.sketch_bits,
-                    "sketch_noise": index.sketch_noise,
-                    "is_fitted": index.encoder_version > 0,
-                },
-                "embedding": embedding,
-                "size_bytes": n_bytes,
-                "ivf_size_bytes": n_ivf_bytes,
-                "metadata_schema": opened.schema or {},
-                "created_at": index.created_at,
-            }
-
-        return await self._opener.with_index(access, read, needs=None)
+    @on_index(needs=None)
+    async def stats(self, use: Use) -> IndexStats:
+        """Return what is known of an index beyond the contract."""
+        index = use.index
+        async with use.transaction() as connection:
+            look = await drift.look(connection, index, self._settings.drift_share)
+            n_bytes, n_ivf_bytes = await store.items.sizes(connection, index)
+            job = await store.training.job(connection, index.id)
+        return IndexStats(
+            index,
+            look,
+            SearchProfile.from_json(index.n_lists, index.profile),
+            job,
+            await self._embedding.stats(index),
+            n_bytes,
+            n_ivf_bytes,
+            use.keyed.schema or {},
+        )
 
     def _sketch_bits(self, new: NewIndex) -> int | None:
         bits = self._settings.sketch_bits if new.sketch_bits is None else new.sketch_bits
@@ -201,7 +171,8 @@ class IndexService:
             return sketch_bits(new.dimension) if new.dimension else None
         if not _MIN_SKETCH_BITS <= bits <= MAX_SKETCH_BITS or bits % 8:
             raise errors.InvalidInput(
-                f"sketch_bits must be a multiple of 8 between {_MIN_SKETCH_BITS} and {MAX_SKETCH_BITS}"
+                "sketch_bits must be a multiple of 8"
+                f" between {_MIN_SKETCH_BITS} and {MAX_SKETCH_BITS}"
             )
         return bits
 

@@ -2,62 +2,44 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
 from app import errors, store
 from app.crypto import user_keys
-from app.domain import IndexAccess, Permission, User, UserToken
+from app.domain import Permission, User, UserToken
 from app.engine.keyed import KeyedIndex
-from app.services import audit
-from app.services.access import IndexOpener
+from app.services.access import IndexOpener, Use, on_index
 
 
 class UserService:
     """What the root key can do about the users of an index."""
 
-    def __init__(self, engine: AsyncEngine, opener: IndexOpener) -> None:
-        self._engine = engine
+    def __init__(self, opener: IndexOpener) -> None:
         self._opener = opener
 
-    async def create(self, access: IndexAccess, permissions: Sequence[str]) -> UserToken:
-        """Make a user with `permissions`, repeats allowed. Raises `InvalidInput` for none or unknown ones."""
+    @on_index(needs=None)
+    async def create(self, use: Use, permissions: Sequence[str]) -> UserToken:
+        """Make a user with `permissions`. Raises `InvalidInput` for none or unknown ones."""
+        granted = _permissions(permissions)
+        token = user_keys.mint()
+        user = _wrapped(use.keyed, token, granted)
+        async with use.engine.begin() as connection:
+            await store.users.hold_index(connection, use.index)
+            await store.users.create(connection, user)
+            await use.record(connection, "create_user")
+        return token
 
-        async def create(opened: KeyedIndex) -> UserToken:
-            granted = _permissions(permissions)
-            token = user_keys.mint()
-            user = _wrapped(opened, token, granted)
-            async with self._engine.begin() as connection:
-                await store.users.hold_index(connection, opened.index)
-                await store.users.create(connection, user)
-                await store.audit.record(
-                    connection, audit.entry(access, "create_user", opened.index.id)
-                )
-            return token
-
-        return await self._opener.with_index(access, create, needs=None)
-
-    async def of_index(self, access: IndexAccess) -> list[User]:
+    @on_index(needs=None)
+    async def of_index(self, use: Use) -> list[User]:
         """Return the users of an index, oldest first."""
+        async with use.transaction() as connection:
+            return await store.users.of_index(connection, use.index.id)
 
-        async def read(opened: KeyedIndex) -> list[User]:
-            async with self._engine.connect() as connection:
-                await store.indexes.check_revision(connection, opened.index)
-                return await store.users.of_index(connection, opened.index.id)
-
-        return await self._opener.with_index(access, read, needs=None)
-
-    async def delete(self, access: IndexAccess, user_id: str) -> None:
-        """Revoke a user; its token fails from the next request on, on every worker. An unknown one is fine."""
-
-        async def delete(opened: KeyedIndex) -> None:
-            name = _user_id(user_id)
-            async with self._engine.begin() as connection:
-                await store.users.delete(connection, opened.index, name)
-                await store.audit.record(
-                    connection, audit.entry(access, "delete_user", opened.index.id)
-                )
-
-        await self._opener.with_index(access, delete, needs=None)
+    @on_index(needs=None)
+    async def delete(self, use: Use, user_id: str) -> None:
+        """Revoke a user, if there is one: its token fails from the next request on, everywhere."""
+        name = _user_id(user_id)
+        async with use.engine.begin() as connection:
+            await store.users.delete(connection, use.index, name)
+            await use.record(connection, "delete_user")
 
 
 def _wrapped(opened: KeyedIndex, token: UserToken, granted: set[Permission]) -> User:

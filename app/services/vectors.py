@@ -2,16 +2,16 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import errors, filters, store
 from app.crypto import aead, keys, tokens
 from app.domain import (
     Index,
-    IndexAccess,
     Item,
     Match,
     Matrix,
@@ -23,217 +23,166 @@ from app.domain import (
     UpsertOutcome,
 )
 from app.engine import batch as batches
-from app.engine import packed, plan
-from app.engine.filtered import FilteredSearch, Known
-from app.engine.keyed import KeyedIndex, encoder_for
-from app.engine.search import Searcher, open_metadata
-from app.engine.sketches.encoder import Encoder
+from app.engine import header, packed, plan
+from app.engine.costs import Ask
+from app.engine.keyed import VECTOR_DTYPES, KeyedIndex, Shape, first_shape
+from app.engine.kind import Wanted
+from app.engine.opening import open_metadata
+from app.engine.search import Searcher
 from app.engine.sketches.parameters import EncoderParameters
 from app.observe.stages import stage, timed
-from app.services import audit
-from app.services.access import IndexOpener
+from app.services.access import IndexOpener, Use, on_index
 from app.services.embedding import EmbeddingService
 from app.services.training import TrainingService
 from app.settings import Settings
-from app.store.pg.pool import Pool
 
 
 class VectorService:
     """What can be done to the items of an index."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - one for each thing that an item needs on its way
+    def __init__(
         self,
-        engine: AsyncEngine,
         searcher: Searcher,
         opener: IndexOpener,
         training: TrainingService,
-        settings: Settings,
         embedding: EmbeddingService,
+        settings: Settings,
     ) -> None:
-        self._engine = engine
         self._searcher = searcher
         self._opener = opener
         self._training = training
-        self._settings = settings
-        self._known = Known()
         self._embedding = embedding
+        self._settings = settings
 
-    async def upsert(self, access: IndexAccess, items: Sequence[Item]) -> UpsertOutcome:
+    @on_index(needs=Permission.WRITE)
+    async def upsert(self, use: Use, items: Sequence[Item]) -> UpsertOutcome:
         """Add or replace items: all of them, durably, or none."""
+        whole = await self._embedding.complete(use.index, items)
+        limit = self._settings.max_batch_items
+        batch = await asyncio.to_thread(batches.check, whole, use.index, limit)
+        return await self._write(use, batch)
 
-        async def upsert(opened: KeyedIndex) -> UpsertOutcome:
-            whole = await self._embedding.complete(opened.index, items)
-            batch = await asyncio.to_thread(
-                batches.check, whole, opened.index, self._settings.max_batch_items
-            )
-            return await self._write(opened, batch, access)
-
-        return await self._opener.with_index(access, upsert, needs=Permission.WRITE)
-
-    async def upsert_packed(self, access: IndexAccess, items: PackedItems) -> UpsertOutcome:
+    @on_index(needs=Permission.WRITE)
+    async def upsert_packed(self, use: Use, items: PackedItems) -> UpsertOutcome:
         """Add or replace items whose vectors came packed: all of them, durably, or none."""
+        limit = self._settings.max_batch_items
+        batch = await asyncio.to_thread(packed.check, items, use.index, limit)
+        return await self._write(use, batch)
 
-        async def upsert(opened: KeyedIndex) -> UpsertOutcome:
-            batch = await asyncio.to_thread(
-                packed.check, items, opened.index, self._settings.max_batch_items
-            )
-            return await self._write(opened, batch, access)
-
-        return await self._opener.with_index(access, upsert, needs=Permission.WRITE)
-
-    async def _write(
-        self, opened: KeyedIndex, batch: batches.Batch, access: IndexAccess
-    ) -> UpsertOutcome:
-        index = opened.index
-        encoder = opened.encoder
-        if encoder is None:
-            encoder = await asyncio.to_thread(_first_encoder, opened, batch.vectors)
-        sealed = await asyncio.to_thread(batches.seal, batch, opened, encoder)
-        async with stage("sql"), self._engine.begin() as connection:
+    async def _write(self, use: Use, batch: batches.Batch) -> UpsertOutcome:
+        keyed, index = use.keyed, use.index
+        shape = keyed.shape
+        if shape is None:
+            shape = await asyncio.to_thread(_first_shape, keyed, batch.vectors)
+        sealed = await asyncio.to_thread(batches.seal, batch, keyed, shape)
+        async with stage("sql"), use.engine.begin() as connection:
             await store.indexes.share_encoder(connection, index)
             await store.indexes.check_revision(connection, index)
-            if opened.encoder is None:
-                await _initialise(connection, opened, encoder)
+            if keyed.shape is None:
+                await _initialise(connection, keyed, shape)
             written = await store.items.upsert(connection, index, *sealed)
             await store.indexes.add_to_count(
                 connection, index.id, n_items=written.n_new, n_changes=written.n_written
             )
-            n_items = (
-                0
-                if self._settings.auto_train_disabled
-                else (await store.indexes.count(connection, index.id))[0]
-            )
-            await store.audit.record(
-                connection, audit.entry(access, "upsert", index.id, n_items=written.n_written)
-            )
-        return UpsertOutcome(len(batch.ids), await self._training.after_upsert(opened, n_items))
+            n_items = await self._count_for_training(connection, index)
+            await use.record(connection, "upsert", written.n_written)
+        return UpsertOutcome(len(batch.ids), await self._training.after_upsert(keyed, n_items))
 
-    async def query(self, access: IndexAccess, query: Query) -> list[list[Match]]:
+    async def _count_for_training(self, connection: AsyncConnection, index: Index) -> int:
+        if self._settings.auto_train_disabled:
+            return 0
+        n_items, _ = await store.indexes.count(connection, index.id)
+        return n_items
+
+    @on_index(needs=Permission.READ)
+    async def query(self, use: Use, query: Query) -> list[list[Match]]:
         """Return for each query vector the items nearest to it, nearest first."""
-
-        async def search_index(opened: KeyedIndex) -> list[list[Match]]:
-            tree = filters.grammar.parse(query.filters) if query.filters else None
-            vectors = _query_matrix(
-                await self._embedding.vectorise(opened.index, query), opened.index
-            )
-            scan = await self._plan(opened, query)
-            if opened.encoder is None:
-                async with stage("sql"), self._engine.connect() as connection:
-                    await store.indexes.check_revision(connection, opened.index)
+        keyed = use.keyed
+        where = filters.grammar.parse(query.filters) if query.filters else None
+        vectors = _query_matrix(await self._embedding.vectorise(use.index, query), use.index)
+        ask = await self._ask(use, query)
+        if keyed.shape is None:
+            async with use.transaction():
                 return [[] for _ in vectors]
-            self._training.resume_if_due(opened)
-            encoder = opened.encoder
-            if tree is None:
-                return await self._searcher.search(opened, encoder, vectors, scan, query.include)
-            return await self._searcher.run(
-                lambda connections: self._filtered(connections, opened, tree).search(
-                    encoder, vectors, scan, query.include
-                )
-            )
+        self._training.resume_if_due(keyed)
+        wanted = Wanted(keyed, keyed.shape, vectors, ask)
+        return await self._searcher.search(wanted, where, query.include)
 
-        return await self._opener.with_index(access, search_index, needs=Permission.READ)
-
-    async def _plan(self, opened: KeyedIndex, query: Query) -> plan.Scan:
+    async def _ask(self, use: Use, query: Query) -> Ask:
         plan.check(query)
-        top_k = query.top_k
-        if top_k > self._settings.max_top_k:
-            async with stage("sql"), self._engine.connect() as connection:
-                n_items, _ = await store.indexes.count(connection, opened.index.id)
+        top_k, limit = query.top_k, self._settings.max_top_k
+        if top_k > limit:
+            async with use.transaction() as connection:
+                n_items, _ = await store.indexes.count(connection, use.index.id)
             top_k = max(1, min(top_k, n_items))
-            if top_k > self._settings.max_top_k:
-                raise errors.InvalidInput(f"top_k can be at most {self._settings.max_top_k}")
-        return plan.scan(opened, query, top_k, self._settings.target_recall)
+            if top_k > limit:
+                raise errors.InvalidInput(f"top_k can be at most {limit}")
+        return plan.ask(use.keyed, query, top_k, self._settings.target_recall)
 
-    def _filtered(
-        self, connections: Pool, opened: KeyedIndex, tree: filters.nodes.Node
-    ) -> FilteredSearch:
-        return FilteredSearch(
-            connections, opened, tree, self._known, self._settings.statement_timeout_ms
+    @on_index(needs=Permission.READ)
+    async def get(self, use: Use, ids: Sequence[str], include: frozenset[str]) -> list[StoredItem]:
+        """Return the stored items among `ids`, in the order asked for and as often."""
+        item_keys = tokens.item_keys(use.keyed.keys.blind_key, ids)
+        async with use.transaction() as connection:
+            rows = await store.items.by_keys(connection, use.index, item_keys, include)
+        return await asyncio.to_thread(
+            lambda: [
+                _open_item(use.keyed, item_id, rows[item_key], include)
+                for item_id, item_key in zip(ids, item_keys, strict=True)
+                if item_key in rows
+            ]
         )
 
-    async def get(
-        self, access: IndexAccess, ids: Sequence[str], include: frozenset[str]
-    ) -> list[StoredItem]:
-        """Return the stored items among `ids`, in the order asked for and as often."""
-
-        async def read(opened: KeyedIndex) -> list[StoredItem]:
-            item_keys = tokens.item_keys(opened.keys.blind_key, ids)
-            async with stage("sql"), self._engine.connect() as connection:
-                await store.indexes.check_revision(connection, opened.index)
-                rows = await store.items.by_keys(connection, opened.index, item_keys, include)
-            return await asyncio.to_thread(
-                lambda: [
-                    _open_item(opened, item_id, rows[item_key], include)
-                    for item_id, item_key in zip(ids, item_keys, strict=True)
-                    if item_key in rows
-                ]
-            )
-
-        return await self._opener.with_index(access, read, needs=Permission.READ)
-
-    async def delete(self, access: IndexAccess, ids: Sequence[str]) -> None:
+    @on_index(needs=Permission.WRITE)
+    async def delete(self, use: Use, ids: Sequence[str]) -> None:
         """Delete the items among `ids`, all in one transaction."""
-
-        async def delete(opened: KeyedIndex) -> None:
-            item_keys = tokens.item_keys(opened.keys.blind_key, ids)
-            async with stage("sql"), self._engine.begin() as connection:
-                await store.indexes.check_revision(connection, opened.index)
-                n_deleted = await store.items.delete(connection, opened.index, item_keys)
-                if n_deleted:
-                    await store.indexes.add_to_count(
-                        connection, opened.index.id, n_items=-n_deleted, n_changes=n_deleted
-                    )
-                entry = audit.entry(access, "delete_items", opened.index.id, n_items=n_deleted)
-                await store.audit.record(connection, entry)
-
-        await self._opener.with_index(access, delete, needs=Permission.WRITE)
-
-    async def ids(self, access: IndexAccess) -> list[str]:
-        """Return the ids of all items, in no order."""
-
-        async def read(opened: KeyedIndex) -> list[str]:
-            answer: list[str] = []
-            async with stage("sql"), self._engine.connect() as connection:
-                await store.indexes.check_revision(connection, opened.index)
-                async for chunk in store.items.sealed_ids(connection, opened.index):
-                    answer += await asyncio.to_thread(_open_ids, opened.keys, chunk)
-            return answer
-
-        return await self._opener.with_index(access, read, needs=Permission.READ)
-
-    async def count(self, access: IndexAccess, filtered: Mapping[str, Any] | None = None) -> int:
-        """Return the number of items, or of those that match the filter `filtered`."""
-
-        async def read(opened: KeyedIndex) -> int:
-            if filtered:
-                tree = filters.grammar.parse(filtered)
-                return await self._searcher.run(
-                    lambda connections: self._filtered(connections, opened, tree).count()
+        item_keys = tokens.item_keys(use.keyed.keys.blind_key, ids)
+        async with use.transaction() as connection:
+            n_deleted = await store.items.delete(connection, use.index, item_keys)
+            if n_deleted:
+                await store.indexes.add_to_count(
+                    connection, use.index.id, n_items=-n_deleted, n_changes=n_deleted
                 )
-            async with stage("sql"), self._engine.connect() as connection:
-                await store.indexes.check_revision(connection, opened.index)
-                n_items, _ = await store.indexes.count(connection, opened.index.id)
-            return n_items
+            await use.record(connection, "delete_items", n_deleted)
 
-        return await self._opener.with_index(access, read, needs=Permission.READ)
+    @on_index(needs=Permission.READ)
+    async def ids(self, use: Use) -> list[str]:
+        """Return the ids of all items, in no order."""
+        answer: list[str] = []
+        async with use.transaction() as connection:
+            async for chunk in store.items.sealed_ids(connection, use.index):
+                answer += await asyncio.to_thread(_open_ids, use.keyed.keys, chunk)
+        return answer
+
+    @on_index(needs=Permission.READ)
+    async def count(self, use: Use, filtered: Mapping[str, Any] | None = None) -> int:
+        """Return the number of items, or of those that match the filter `filtered`."""
+        where = filters.grammar.parse(filtered) if filtered else None
+        keyed = use.keyed
+        if where is not None and keyed.shape is not None:
+            return await self._searcher.count(keyed, keyed.shape, where)
+        async with use.transaction() as connection:
+            n_items, _ = await store.indexes.count(connection, use.index.id)
+        return n_items
 
 
-def _first_encoder(opened: KeyedIndex, vectors: Matrix) -> Encoder:
-    parameters = EncoderParameters.fit(0, opened.index.metric, vectors)
-    return encoder_for(opened.index, opened.keys, parameters)
+def _first_shape(opened: KeyedIndex, vectors: Matrix) -> Shape:
+    return first_shape(opened, EncoderParameters.fit(0, opened.index.metric, vectors))
 
 
-async def _initialise(connection: AsyncConnection, opened: KeyedIndex, encoder: Encoder) -> None:
+async def _initialise(connection: AsyncConnection, opened: KeyedIndex, shape: Shape) -> None:
     """Fix what the first batch decides about an index, in the transaction that stores the batch."""
-    index = opened.index
-    await store.indexes.initialise(
-        connection,
-        index,
-        dimension=encoder.dimension,
-        sketch_bits=encoder.bits,
-        sealed_encoder=opened.keys.parameters.seal(aead.INDEX_LEVEL, encoder.parameters.to_bytes()),
+    parameters = shape.encoder.parameters.to_bytes()
+    fixed = replace(
+        opened.index,
+        dimension=shape.dimension,
+        sketch_bits=shape.sketch_bits,
+        sealed_encoder=opened.keys.parameters.seal(aead.INDEX_LEVEL, parameters),
     )
-    await store.partitions.create_exact_ivf(connection, index.id, encoder.bits)
+    sealed_header = header.seal(opened.keys, header.Header.of(fixed))
+    fixed = replace(fixed, sealed_header=sealed_header)
+    await store.indexes.initialise(connection, opened.index, fixed)
+    await store.partitions.create_exact_ivf(connection, fixed.id, shape.sketch_bits)
 
 
 @timed("parse")
@@ -263,7 +212,7 @@ def _open_item(
 ) -> StoredItem:
     vector = contents = metadata = None
     if "vector" in include and row.sealed_vector is not None:
-        dtype = batches.VECTOR_DTYPES[opened.index.storage_precision]
+        dtype = VECTOR_DTYPES[opened.index.storage_precision]
         plain = opened.keys.vectors.open(row.item_key, row.sealed_vector)
         vector = np.frombuffer(plain, dtype=dtype).astype(np.float32)
     if "contents" in include:
@@ -272,7 +221,7 @@ def _open_item(
             "" if sealed is None else opened.keys.contents.open(row.item_key, sealed).decode()
         )
     if "metadata" in include:
-        metadata = open_metadata(opened, row.item_key, row.sealed_metadata)
+        metadata = open_metadata(opened.keys.metadata, row.item_key, row.sealed_metadata)
     return StoredItem(item_id, vector, contents, metadata)
 
 

@@ -3,6 +3,7 @@
 from app.store import (
     audit,
     doctor,
+    drift,
     indexes,
     items,
     overview,
@@ -16,6 +17,7 @@ from app.store import (
 __all__ = [
     "audit",
     "doctor",
+    "drift",
     "indexes",
     "items",
     "overview",

@@ -1,4 +1,4 @@
-"""Statements on the audit log. The trigger on `audit_log` chains the entries; see migration 0005."""
+"""Statements on the audit log. A trigger on `audit_log` chains the entries; see migration 0005."""
 
 from collections.abc import Sequence
 from datetime import date
@@ -39,7 +39,10 @@ class Head(NamedTuple):
 
 
 async def record(connection: AsyncConnection, entry: AuditEntry) -> None:
-    """Append `entry`. Best last in a transaction: it holds a chain until the end, and others take another one."""
+    """Append `entry`, best at the end of a transaction.
+
+    The entry holds its chain until the transaction ends; other transactions take other chains.
+    """
     await connection.execute(
         sa.insert(audit_log)
         .inline()
@@ -69,9 +72,10 @@ async def add_partitions(connection: AsyncConnection) -> None:
 
 
 async def problems(connection: AsyncConnection) -> list[Problem]:
-    """Return what was changed in or removed from the log: one query, which psql can send as well."""
+    """Return what was changed in the log or removed from it. psql can send the same query."""
     statement = sa.text(
-        "SELECT chain, position, problem FROM sealdex_views.audit_problems ORDER BY chain, position, problem"
+        "SELECT chain, position, problem FROM sealdex_views.audit_problems"
+        " ORDER BY chain, position, problem"
     )
     return [Problem(*row) for row in await connection.execute(statement)]
 

@@ -180,11 +180,14 @@ def ask_chunks(trip: RoundTrip, index_id: UUID, names: Sequence[bytes]) -> Chunk
     return ChunksAnswer(trip.execute(statement, (index_id, Names(names))))
 
 
-def ask_rows(trip: RoundTrip, index_id: UUID, item_keys: Sequence[bytes]) -> RowsAnswer:
+def ask_rows(
+    trip: RoundTrip, index_id: UUID, item_keys: Sequence[bytes], *, with_metadata: bool = False
+) -> RowsAnswer:
     """Ask for the rows of the items with these keys."""
+    columns = packed_rows.candidates(with_metadata=with_metadata)
     # No entry has the tag of a row that has none.
     statement = f"""
-        SELECT string_agg(int8send(coalesce(tag, 0)), ''), {packed_rows.CANDIDATES}
+        SELECT string_agg(int8send(coalesce(tag, 0)), ''), {columns}
         FROM {partition_name(index_id)} WHERE index_id = %s AND item_key = ANY (%s)
         """
     return RowsAnswer(trip.execute(statement, (index_id, ItemKeys(item_keys))))

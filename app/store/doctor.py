@@ -41,10 +41,12 @@ async def findings(connection: AsyncConnection, settings: Settings) -> list[Find
 async def _server(connection: AsyncConnection) -> list[Finding]:
     statement = sa.text(
         "SELECT current_setting('server_version') AS version,"
-        " coalesce((SELECT extversion FROM pg_extension WHERE extname = 'vector'), 'not installed') AS pgvector,"
+        " coalesce((SELECT extversion FROM pg_extension WHERE extname = 'vector'), 'not installed')"
+        " AS pgvector,"
         " pg_size_bytes(current_setting('maintenance_work_mem')) AS maintenance,"
         " current_setting('max_connections')::int AS max_connections,"
-        " (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS n_connections,"
+        " (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')"
+        " AS n_connections,"
         " pg_database_size(current_database()) AS size,"
         " current_setting('fsync') AS fsync, current_setting('data_checksums') AS checksums"
     )
@@ -112,7 +114,8 @@ def _connections(facts: Any) -> Finding:
 async def _invalid_indexes(connection: AsyncConnection) -> list[Finding]:
     statement = sa.text(
         "SELECT indexrelid::regclass::text FROM pg_index"
-        " WHERE NOT indisvalid AND indexrelid NOT IN (SELECT indexrelid FROM pg_stat_progress_create_index"
+        " WHERE NOT indisvalid AND indexrelid NOT IN"
+        " (SELECT indexrelid FROM pg_stat_progress_create_index"
         " JOIN pg_index ON index_relid = indexrelid)"
     )
     names = list((await connection.execute(statement)).scalars())
@@ -127,7 +130,8 @@ async def _left_behind(connection: AsyncConnection) -> list[Finding]:
         await connection.execute(sa.text("SELECT count(*) FROM dropped_indexes"))
     ).scalar_one()
     missing = sa.text(
-        "SELECT name FROM sealdex_views.indexes WHERE size_bytes = 0 OR (n_items > 0 AND ivf_size_bytes = 0)"
+        "SELECT name FROM sealdex_views.indexes"
+        " WHERE size_bytes = 0 OR (n_items > 0 AND ivf_size_bytes = 0)"
     )
     names = list((await connection.execute(missing)).scalars())
     return [

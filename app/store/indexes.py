@@ -1,7 +1,8 @@
 """Statements on `indexes` and `item_counts`."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -12,11 +13,53 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import errors
 from app.domain import Index, IndexKind, Metric, Precision
+from app.observe.stages import stage
+from app.store.pg.connection import Connection
+from app.store.pg.pool import Pool
+from app.store.pg.round_trip import RoundTrip
 from app.store.tables import dropped_indexes, indexes, item_counts
+
+_REVISION = "SELECT revision FROM indexes WHERE id = %s"
+N_ITEMS = "SELECT coalesce(sum(n_items), 0)::bigint FROM item_counts WHERE index_id = %s"
 
 
 class StaleIndex(Exception):
-    """What the caller knows of an index is no longer true; it reads the row again and starts over."""
+    """What the caller knows of an index is no longer true; it reads the row again."""
+
+
+class IndexTrip(RoundTrip):
+    """A round trip to the items of `index`. Raises `StaleIndex` if the index has changed."""
+
+    def __init__(self, raw: Connection, index: Index) -> None:
+        super().__init__(raw)
+        self._index = index
+        self._revision = self.execute(_REVISION, (index.id,))
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            await super().__aexit__(kind)
+        except pg.UndefinedTable as error:
+            raise StaleIndex from error
+        if kind is None and list(self._revision.rows) != [(self._index.revision,)]:
+            raise StaleIndex
+
+
+@asynccontextmanager
+async def trip(connections: Pool, index: Index) -> AsyncIterator[IndexTrip]:
+    """Send the statements of the block to the items of `index`. Raises `StaleIndex`."""
+    async with stage("sql"), connections.lend() as raw, IndexTrip(raw, index) as trip:
+        yield trip
+
+
+class Counts(NamedTuple):
+    """How many items an index has, how many were changed since it was made, and how.
+
+    `n_changes` counts what was added, replaced or deleted; `n_outdated` leaves out what was added.
+    """
+
+    n_items: int
+    n_changes: int
+    n_outdated: int
 
 
 async def create(connection: AsyncConnection, values: dict[str, Any]) -> None:
@@ -72,6 +115,13 @@ async def check_revision(connection: AsyncConnection, index: Index) -> None:
         raise StaleIndex
 
 
+async def check_revision_of(raw: Connection, index: Index) -> None:
+    """Raise `StaleIndex` unless `index` is the row as it is in the transaction of `raw`."""
+    cursor = await raw.execute(_REVISION, (index.id,))
+    if await cursor.fetchall() != [(index.revision,)]:
+        raise StaleIndex
+
+
 async def share_encoder(connection: AsyncConnection, index: Index) -> None:
     """Keep the encoder of `index` from being replaced until the transaction ends.
 
@@ -86,19 +136,12 @@ async def share_encoder(connection: AsyncConnection, index: Index) -> None:
 
 
 async def own_encoder(connection: AsyncConnection, index_id: UUID) -> None:
-    """Wait for all writers that hold `share_encoder`, and hold off others until the transaction ends."""
+    """Wait for all who hold `share_encoder`, and hold off others until the transaction ends."""
     await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_lock_number(index_id))))
 
 
-async def initialise(
-    connection: AsyncConnection,
-    index: Index,
-    *,
-    dimension: int,
-    sketch_bits: int,
-    sealed_encoder: bytes,
-) -> None:
-    """Fix the dimension and the first encoder. Raises `StaleIndex` when another writer was first."""
+async def initialise(connection: AsyncConnection, index: Index, fixed: Index) -> None:
+    """Store what the first batch has fixed. Raises `StaleIndex` when another writer was first."""
     statement = (
         sa.update(indexes)
         .where(
@@ -107,9 +150,27 @@ async def initialise(
             indexes.c.revision == index.revision,
         )
         .values(
-            dimension=dimension,
-            sketch_bits=sketch_bits,
-            sealed_encoder=sealed_encoder,
+            dimension=fixed.dimension,
+            sketch_bits=fixed.sketch_bits,
+            sealed_encoder=fixed.sealed_encoder,
+            sealed_header=fixed.sealed_header,
+            revision=indexes.c.revision + 1,
+        )
+    )
+    if (await connection.execute(statement)).rowcount != 1:
+        raise StaleIndex
+
+
+async def add_header(
+    connection: AsyncConnection, index: Index, sealed_header: bytes, wrapped_dek: bytes
+) -> None:
+    """Store the header of an index of before headers. Raises `StaleIndex` if it has changed."""
+    statement = (
+        sa.update(indexes)
+        .where(indexes.c.id == index.id, indexes.c.revision == index.revision)
+        .values(
+            sealed_header=sealed_header,
+            wrapped_dek=wrapped_dek,
             revision=indexes.c.revision + 1,
         )
     )
@@ -118,7 +179,7 @@ async def initialise(
 
 
 async def delete(connection: AsyncConnection, index: Index) -> None:
-    """Delete the row of `index` and leave its partition to be dropped. Raises `StaleIndex` if it changed."""
+    """Delete the row of `index`; its partition is dropped later. Raises `StaleIndex`."""
     statement = sa.delete(indexes).where(
         indexes.c.id == index.id, indexes.c.revision == index.revision
     )
@@ -132,8 +193,10 @@ async def add_to_count(
 ) -> None:
     """Add to the number of items and of changes, without waiting for other writers.
 
-    Takes a shard of the count that no other transaction holds, or opens a new one.
+    What is no addition replaces or deletes an item. Takes a shard of the count that no other
+    transaction holds, or opens a new one.
     """
+    n_outdated = n_changes - max(n_items, 0)
     free_shard = (
         sa.select(item_counts.c.shard)
         .where(item_counts.c.index_id == index_id)
@@ -145,7 +208,9 @@ async def add_to_count(
         sa.update(item_counts)
         .where(item_counts.c.index_id == index_id, item_counts.c.shard == free_shard)
         .values(
-            n_items=item_counts.c.n_items + n_items, n_changes=item_counts.c.n_changes + n_changes
+            n_items=item_counts.c.n_items + n_items,
+            n_changes=item_counts.c.n_changes + n_changes,
+            n_outdated=item_counts.c.n_outdated + n_outdated,
         )
     )
     if (await connection.execute(update)).rowcount:
@@ -155,17 +220,29 @@ async def add_to_count(
     shard = sa.cast(sa.func.floor(sa.func.random() * 2**31 - 1), sa.Integer)
     await connection.execute(
         sa.insert(item_counts).values(
-            index_id=index_id, shard=shard, n_items=n_items, n_changes=n_changes
+            index_id=index_id,
+            shard=shard,
+            n_items=n_items,
+            n_changes=n_changes,
+            n_outdated=n_outdated,
         )
     )
 
 
 async def count(connection: AsyncConnection, index_id: UUID) -> tuple[int, int]:
     """Return the number of items of an index, and of changes to them since it was made."""
-    n_items, n_changes = sa.func.sum(item_counts.c.n_items), sa.func.sum(item_counts.c.n_changes)
-    statement = sa.select(sa.func.coalesce(n_items, 0), sa.func.coalesce(n_changes, 0))
-    row = (await connection.execute(statement.where(item_counts.c.index_id == index_id))).one()
-    return int(row[0]), int(row[1])
+    counted = await counts(connection, index_id)
+    return counted.n_items, counted.n_changes
+
+
+async def counts(connection: AsyncConnection, index_id: UUID) -> Counts:
+    """Return what is counted of an index."""
+    sums = [
+        sa.func.coalesce(sa.func.sum(item_counts.c[name]), 0).cast(sa.BigInteger)
+        for name in Counts._fields
+    ]
+    statement = sa.select(*sums).where(item_counts.c.index_id == index_id)
+    return Counts._make((await connection.execute(statement)).one())
 
 
 def _lock_number(index_id: UUID) -> int:

@@ -49,8 +49,9 @@ async def create(connection: AsyncConnection, index_id: UUID) -> None:
 async def create_items(connection: AsyncConnection, index_id: UUID) -> None:
     """Create the partition of an index's items, without what one kind of index alone needs."""
     name = partition_name(index_id)
+    options = f"toast_tuple_target = {TOAST_TUPLE_TARGET}"
     for statement in (
-        f"CREATE TABLE {name} (LIKE {items.name} INCLUDING ALL) WITH (toast_tuple_target = {TOAST_TUPLE_TARGET})",
+        f"CREATE TABLE {name} (LIKE {items.name} INCLUDING ALL) WITH ({options})",
         # Not inherited: how often each token occurs is nobody's business, and no plan needs it.
         f"ALTER TABLE {name} ALTER COLUMN tokens SET STATISTICS 0",
         f"ALTER TABLE {items.name} ATTACH PARTITION {name} FOR VALUES IN ('{index_id}')",
@@ -59,9 +60,13 @@ async def create_items(connection: AsyncConnection, index_id: UUID) -> None:
 
 
 async def create_exact_ivf(connection: AsyncConnection, index_id: UUID, sketch_bits: int) -> None:
-    """Create the first ivfflat index of an empty partition: one list, so every search scans all sketches."""
+    """Create the first ivfflat index of an empty partition.
+
+    It has one list, so every search scans all sketches.
+    """
     await connection.exec_driver_sql(
-        f"CREATE INDEX {ivf_name(index_id, 1)} ON {partition_name(index_id)} {ivf_definition(0, sketch_bits, 1, 1)}"
+        f"CREATE INDEX {ivf_name(index_id, 1)} ON {partition_name(index_id)}"
+        f" {ivf_definition(0, sketch_bits, 1, 1)}"
     )
 
 
@@ -97,7 +102,7 @@ async def create_chunks(connection: AsyncConnection, index_id: UUID) -> None:
 
 
 async def drop_deleted(engine: AsyncEngine) -> None:
-    """Drop the partitions of deleted indexes. Reads and writes of other indexes do not wait for it."""
+    """Drop the partitions of deleted indexes while other indexes are read and written."""
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         for index_id in (await connection.execute(sa.select(dropped_indexes.c.id))).scalars().all():

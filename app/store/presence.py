@@ -1,4 +1,4 @@
-"""A sign of life that PostgreSQL itself takes back: an advisory lock, held while this worker trains.
+"""A sign of life that PostgreSQL itself takes back: a lock, held while this worker trains.
 
 A worker that is killed cannot say so, but its connections end with it. So nobody needs to wait for
 the lease of its jobs (`store.training`), which is for a worker that cannot be reached, or hangs.
@@ -39,7 +39,7 @@ IS_PRESENT = sa.literal_column(
 
 
 class Presence:
-    """The lock of this worker, on a connection of its own that is open only as long as somebody holds it."""
+    """The lock of this worker, on a connection that is open as long as somebody holds it."""
 
     def __init__(self, settings: Settings, dsn: str) -> None:
         self._settings = settings
@@ -90,8 +90,9 @@ class Presence:
     async def _take(self) -> AsyncConnection:
         connection = await maintenance_connection(self._settings, self._dsn)
         try:
-            # In a transaction, or a pooler would hand the session to others.
-            await connection.exec_driver_sql("BEGIN")
+            # In a transaction, or a pooler would hand the session to others. Above READ COMMITTED
+            # its snapshot would stay, and CREATE INDEX CONCURRENTLY would wait for it.
+            await connection.exec_driver_sql("BEGIN ISOLATION LEVEL READ COMMITTED")
             number = int.from_bytes(self._number, "big", signed=True)
             # Shared, so that it never waits for an earlier connection that the server has not yet
             # given up.

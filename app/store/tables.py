@@ -1,8 +1,10 @@
-"""The schema. Alembic compares the database with it; comments are written for whoever owns the database.
+"""The schema, with which Alembic compares the database.
+
+The comments are written for whoever owns the database.
 
 `items` is LIST-partitioned by index. Each index has one partition, `items_<index id in hex>`. An
-index of the kind `ivfflat` has on it one ivfflat index, `ivf_<index id in hex>_<generation>`, and one
-GIN index of tokens; one of the kind `sealed` has a partition of `chunks` instead,
+index of the kind `ivfflat` has on it one ivfflat index, `ivf_<index id in hex>_<generation>`, and
+one GIN index of tokens; one of the kind `sealed` has a partition of `chunks` instead,
 `chunks_<index id in hex>`. All these are made while the service runs and are no part of the
 migrations.
 """
@@ -80,7 +82,8 @@ indexes = sa.Table(
         sa.SmallInteger,
         nullable=False,
         server_default="0",
-        comment="Version of the encoder that queries use; version v lives in column sketch_(v mod 2)",
+        comment="Version of the encoder that queries use; version v lives in column"
+        " sketch_(v mod 2)",
     ),
     sa.Column(
         "sealed_encoder",
@@ -130,11 +133,18 @@ indexes = sa.Table(
         comment="Count of changes when the last training began to build; null before the first",
     ),
     sa.Column(
+        "n_outdated_at_training",
+        sa.BigInteger,
+        comment="Count of items replaced or deleted when the last training began to build; "
+        "null before the first",
+    ),
+    sa.Column(
         "is_training_due",
         sa.Boolean,
         nullable=False,
         server_default=sa.false(),
-        comment="A training has begun and not succeeded: a request that holds the key starts it again",
+        comment="A training has begun and not succeeded: a request that holds the key"
+        " starts it again",
     ),
     sa.Column("embedding_model", sa.Text, comment="Model that embeds contents, if any"),
     sa.Column(
@@ -154,6 +164,12 @@ indexes = sa.Table(
         "sealed_schema",
         BYTEA,
         comment="The metadata schema, sealed; null when the index was created without",
+    ),
+    sa.Column(
+        "sealed_header",
+        BYTEA,
+        comment="What this row says in the clear of name, metric, noise and the like, sealed; "
+        "null until the first request with the key after an upgrade",
     ),
     sa.Column(
         "kind",
@@ -215,7 +231,8 @@ items = sa.Table(
     sa.Column(
         "tokens",
         ARRAY(sa.BigInteger),
-        comment="Keyed hashes of the metadata's strings and numbers, in no telling order; null for none",
+        comment="Keyed hashes of the metadata's strings and numbers, in no telling"
+        " order; null for none",
     ),
     sa.Column(
         "tag",
@@ -268,7 +285,7 @@ chunks = sa.Table(
         comment="What filters need of the same items, sealed and padded; null for none",
     ),
     # Searches begin at an epoch, so they never walk over what is left of merged chunks.
-    # The index id is in it as in the primary key, which would seem as good to the planner otherwise.
+    # The index id is in it, or the primary key would seem as good to the planner.
     sa.Index("ix_chunks_epoch", "index_id", "epoch", postgresql_where=sa.text("epoch IS NOT NULL")),
     comment="The lists of all sealed indexes, one partition an index; every value is sealed",
     postgresql_partition_by="LIST (index_id)",
@@ -366,6 +383,13 @@ item_counts = sa.Table(
     sa.Column(
         "n_changes", sa.BigInteger, nullable=False, comment="Items added, replaced or deleted"
     ),
+    sa.Column(
+        "n_outdated",
+        sa.BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="Items replaced or deleted; n_changes counts them too",
+    ),
     comment="How many items each index has, kept in the transaction that changes them",
 )
 
@@ -389,12 +413,14 @@ users = sa.Table(
     sa.Column(
         "wrapped_read_key",
         BYTEA,
-        comment="What opens the items, wrapped under the key in the token; null without the permission",
+        comment="What opens the items, wrapped under the key in the token; null"
+        " without the permission",
     ),
     sa.Column(
         "wrapped_write_key",
         BYTEA,
-        comment="What writes items, wrapped under the key in the token; null without the permission",
+        comment="What writes items, wrapped under the key in the token; null without"
+        " the permission",
     ),
     sa.Column(
         "created_at",
@@ -406,7 +432,8 @@ users = sa.Table(
     sa.CheckConstraint(
         "wrapped_read_key IS NOT NULL OR wrapped_write_key IS NOT NULL", name="permission"
     ),
-    comment="Users of one index each. A permission is a wrapped key; a row opens nothing without the user's token",
+    comment="Users of one index each. A permission is a wrapped key; a row opens"
+    " nothing without the user's token",
 )
 
 dropped_indexes = sa.Table(
@@ -467,7 +494,8 @@ training_jobs = sa.Table(
         TIMESTAMP(timezone=True),
         nullable=False,
         server_default=_NOW,
-        comment="The trainer's last sign of life; a queued or running job without one for 30 s belongs to nobody",
+        comment="The trainer's last sign of life; a queued or running job without one"
+        " for 30 s belongs to nobody",
     ),
     sa.Column(
         "phase",
@@ -502,6 +530,49 @@ training_jobs = sa.Table(
         comment="No automatic training before; null when one may start at once",
     ),
     comment="The last training of each index that was ever asked for, and how far it is",
+)
+
+index_drift = sa.Table(
+    "index_drift",
+    metadata,
+    sa.Column(
+        "index_id",
+        PG_UUID(as_uuid=True),
+        sa.ForeignKey("indexes.id", ondelete="CASCADE"),
+        primary_key=True,
+        comment="The index that was looked at",
+    ),
+    sa.Column(
+        "looked_at",
+        TIMESTAMP(timezone=True),
+        nullable=False,
+        server_default=_NOW,
+        comment="When the service looked",
+    ),
+    sa.Column(
+        "n_changes",
+        sa.BigInteger,
+        nullable=False,
+        comment="Count of changes at that time; another count calls for another look",
+    ),
+    sa.Column(
+        "drift_share",
+        sa.Double,
+        nullable=False,
+        comment="SEALDEX_DRIFT_SHARE of the service that looked",
+    ),
+    sa.Column(
+        "list_imbalance",
+        sa.Double,
+        comment="Size of the list of an average item over the size of an average list",
+    ),
+    sa.Column(
+        "reasons",
+        ARRAY(sa.Text),
+        nullable=False,
+        comment="Why the index should be trained again; empty when there is no reason",
+    ),
+    comment="Whether each trained index should be trained again, as the service saw it last",
 )
 
 trainings = sa.Table(
@@ -584,7 +655,8 @@ audit_chains = sa.Table(
         server_default=sa.text("'\\x'"),
         comment="Hash of that entry; empty when none was dropped",
     ),
-    comment="Where each chain of the audit log ends, and where it begins since old months were dropped",
+    comment="Where each chain of the audit log ends, and where it begins since old"
+    " months were dropped",
 )
 
 audit_log = sa.Table(
@@ -630,7 +702,8 @@ audit_log = sa.Table(
         nullable=False,
         comment="SHA-256 over previous_hash and the columns before it",
     ),
-    comment="Append-only: who changed what, written in the transaction of the change. No key, no plaintext",
+    comment="Append-only: who changed what, written in the transaction of the"
+    " change. No key, no plaintext",
     postgresql_partition_by="RANGE (recorded_at)",
 )
 
@@ -644,7 +717,8 @@ rate_limits = sa.Table(
         nullable=False,
         comment="Until when that rate is used up",
     ),
-    comment="How far each caller is ahead of its rate; empty unless a rate limit is set, and lost in a crash",
+    comment="How far each caller is ahead of its rate; empty unless a rate limit"
+    " is set, and lost in a crash",
     prefixes=["UNLOGGED"],
 )
 

@@ -26,7 +26,10 @@ async def create(connection: AsyncConnection, user: User) -> None:
 
 
 async def hold_index(connection: AsyncConnection, index: Index) -> None:
-    """Keep `index` from being deleted until the transaction ends. Raises `StaleIndex` unless it is the row as it is."""
+    """Keep `index` from being deleted until the transaction ends.
+
+    Raises `StaleIndex` unless `index` is the row as it is now.
+    """
     statement = sa.select(sa.literal(1)).where(
         indexes.c.id == index.id, indexes.c.revision == index.revision
     )
@@ -58,7 +61,9 @@ async def by_id(connection: AsyncConnection, user_id: bytes) -> tuple[User, Inde
 
 
 async def delete(connection: AsyncConnection, index: Index, user_id: bytes) -> None:
-    """Delete a user of `index`, if there is one, and let every worker notice: its next request reads the rows again.
+    """Delete a user of `index`, if there is one, and let every worker notice.
+
+    The next request on each worker reads the rows again.
 
     Raises `StaleIndex` unless `index` is the row as it is now.
     """

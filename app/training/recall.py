@@ -1,20 +1,21 @@
-"""Recall by probes and pool, measured on stored items: which setting of a search is the cheapest that keeps a promise.
+"""Recall by probes and pool: which setting of a search is the cheapest that keeps a promise.
 
-The exact neighbours of a few sampled items are found by looking at every vector once
-(`Neighbours`); PostgreSQL then says at which place of the candidates each of them comes, for a
-growing number of probes. A pool of P candidates finds those whose place is at most P, so one scan
-tells the recall of every pool.
+The exact neighbours of queries are found by looking at every vector once (`Neighbours`); a search
+then says at which place of its candidates each of them comes, for a growing number of probes. A
+pool of P candidates finds those whose place is at most P, so one search tells the recall of every
+pool.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain import Matrix, Metric
+from app.domain import ITEM_KEY_BYTES, Matrix, Metric
+from app.engine.costs import Workload
 from app.engine.profile import Point
+from app.training.mixtures import directions
 
 # A search is measured for these, and taken to lie between them for every other number of results.
 TOP_KS = (10, 100)
@@ -22,78 +23,65 @@ MAX_POOL = 2_000
 # Measured with all lists only, where no smaller pool keeps the promise.
 DEEP_POOL = 10_000
 
-_POOL_STEP = 1.2
-# Recall measured on a sample is uncertain; a promise is kept if the recall is above it by so many
-# standard errors.
-_STANDARD_ERRORS = 1.5
-# With few queries, the best of many settings owes more to luck.
-_STANDARD_ERRORS_OF_FEW = 2.0
-_FEW_QUERIES = 100
+_ITEM_KEY = f"V{ITEM_KEY_BYTES}"
+_POOL_STEP = 1.1
+# Recall measured on a sample is uncertain. A promise is kept if the recall is above it by this many
+# standard errors: with two, hardly one in forty samples is that lucky.
+_STANDARD_ERRORS = 2.0
 # Outside these, a recall is not worth measuring.
 _LITTLE, _ENOUGH = 0.75, 0.985
 _PROBE_STEP = 1.6
-_FINE_STEP = _PROBE_STEP**0.5
-_N_FINE_STEPS = 5
-# The middle of the range is one list in so many.
+_FINE_STEP = _PROBE_STEP ** (1 / 2)
+_N_TRIED = 7
+# The middle of the range is one list in ten.
 _MIDDLE = 10
 # Distances this close are equal: then it is a matter of taste which item is the nearer.
 _TIE = 1e-6
 _MIN_CLEAR_QUERIES = 30
 
-# Time of a search in microseconds, measured on one core: reading a sketch of 768 bits, and
-# fetching, opening and comparing a candidate of 384 numbers.
-_SCAN_US_PER_BIT = 0.16 / 768
-_CANDIDATE_US = 4.0
-_CANDIDATE_US_PER_NUMBER = 3.0 / 384
-
 
 class Neighbours:
-    """The exact nearest neighbours of a few items among all, which are shown a chunk at a time.
+    """The exact nearest neighbours of queries among all items, which are shown a chunk at a time.
 
-    Memory does not grow with the number of items. Vectors are compared after `mean` and `scale` are
-    taken out, which changes no order and keeps float32 from overflowing or cancelling.
+    The items that a query is made of do not count: `parents` names for each query theirs. Memory
+    does not grow with the number of items. Vectors are compared after `mean` and `scale` are taken
+    out, which changes no order and keeps float32 from overflowing or cancelling.
     """
 
     def __init__(
         self,
         metric: Metric,
-        item_keys: Sequence[bytes],
         queries: Matrix,
-        mean: Matrix,
+        parents: Sequence[Sequence[bytes]],
+        mean: NDArray[np.float64],
         scale: float,
     ) -> None:
         self._metric, self._mean, self._scale = metric, mean, scale
-        self._own = {item_key: row for row, item_key in enumerate(item_keys)}
+        self._queries_of: dict[bytes, list[int]] = {}
+        for query, item_keys in enumerate(parents):
+            for item_key in item_keys:
+                self._queries_of.setdefault(item_key, []).append(query)
         self._queries = self._prepared(queries)
         # One more than is asked for shows whether the last place is shared.
         shape = (len(queries), max(TOP_KS) + 1)
         self._distances = np.full(shape, np.inf, np.float32)
-        self._item_keys = np.zeros(shape, "V16")
+        self._item_keys = np.zeros(shape, _ITEM_KEY)
 
     def add(self, item_keys: Sequence[bytes], vectors: Matrix) -> None:
         """Look at some items: their keys and vectors (n, d)."""
-        rows = self._prepared(vectors)
-        distances = -2 * (self._queries @ rows.T)
-        distances += np.vecdot(rows, rows)
-        for position, item_key in enumerate(item_keys):
-            if item_key in self._own:
-                distances[self._own[item_key], position] = np.inf
-        n_kept = self._distances.shape[1]
-        if len(item_keys) > n_kept:
-            near = np.argpartition(distances, n_kept - 1, axis=1)[:, :n_kept]
-        else:
-            near = np.broadcast_to(np.arange(len(item_keys)), distances.shape)
-        keys = np.frombuffer(b"".join(item_keys), "V16")[near]
-        together = np.concatenate(
-            [self._distances, np.take_along_axis(distances, near, axis=1)], axis=1
-        )
-        keys = np.concatenate([self._item_keys, keys], axis=1)
-        order = np.argsort(together, axis=1, kind="stable")[:, :n_kept]
+        distances = self._distances_to(item_keys, vectors)
+        positions, nearer = _smaller(distances, self._distances[:, -1:], self._distances.shape[1])
+        if not positions.size:
+            return
+        keys = np.frombuffer(b"".join(item_keys), _ITEM_KEY)[positions]
+        together = np.concatenate([self._distances, nearer], axis=1)
+        order = np.argsort(together, axis=1, kind="stable")[:, : self._distances.shape[1]]
         self._distances = np.take_along_axis(together, order, axis=1)
+        keys = np.concatenate([self._item_keys, keys], axis=1)
         self._item_keys = np.take_along_axis(keys, order, axis=1)
 
     def item_keys(self) -> list[list[bytes]]:
-        """Return the keys of the neighbours of each item, nearest first, as many as `TOP_KS` asks for at most."""
+        """Return the keys of the neighbours of each query, nearest first, at most as `TOP_KS`."""
         counts = np.isfinite(self._distances[:, :-1]).sum(axis=1)
         return [
             [key.tobytes() for key in row[:n]]
@@ -101,7 +89,7 @@ class Neighbours:
         ]
 
     def clear(self, top_k: int) -> NDArray[np.bool_]:
-        """Return for which items it is clear who the `top_k` nearest are: shape (n,).
+        """Return for which queries it is clear who the `top_k` nearest are: shape (n,).
 
         Among copies of one item it is not, and whether a search returns this or that copy says
         nothing of its recall.
@@ -111,38 +99,50 @@ class Neighbours:
         clear: NDArray[np.bool_] = ~(np.isfinite(following) & (following - last <= _TIE * spread))
         return clear if clear.sum() >= _MIN_CLEAR_QUERIES else np.ones_like(clear)
 
+    def _distances_to(self, item_keys: Sequence[bytes], vectors: Matrix) -> NDArray[np.float32]:
+        """Return what orders items as their distances do, infinite for parents: (queries, n)."""
+        rows = self._prepared(vectors)
+        distances: NDArray[np.float32] = self._queries @ (-2 * rows).T
+        distances += np.vecdot(rows, rows)
+        for position, item_key in enumerate(item_keys):
+            for query in self._queries_of.get(item_key, ()):
+                distances[query, position] = np.inf
+        return distances
+
     def _prepared(self, vectors: Matrix) -> Matrix:
-        rows = vectors.astype(np.float64)
-        if self._metric is Metric.COSINE:
-            norms = np.sqrt(np.vecdot(rows, rows))[:, None]
-            norms[norms == 0] = 1
+        rows = directions(self._metric, vectors)
+        if self._metric is not Metric.COSINE:
             # Half the squared distance of unit vectors is the cosine distance, with or without
             # their mean.
-            rows /= norms
-        else:
             rows = (rows - self._mean) / self._scale
         prepared: Matrix = rows.astype(np.float32)
         return prepared
 
 
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """What decides the cost of a search."""
+def _smaller(
+    values: NDArray[np.float32], limits: NDArray[np.float32], n_most: int
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Return positions and values of the smallest in each row, up to `n_most`, all below its limit.
 
-    n_items: int
-    n_lists: int
-    dimension: int
-    sketch_bits: int
-
-    def cost_us(self, n_probes: int, pool: int) -> float:
-        """Return roughly how many microseconds a search takes."""
-        n_scanned = self.n_items * min(1.0, n_probes / self.n_lists)
-        per_candidate = _CANDIDATE_US + _CANDIDATE_US_PER_NUMBER * self.dimension
-        return n_scanned * _SCAN_US_PER_BIT * self.sketch_bits + pool * per_candidate
+    Rows that have fewer are filled up with infinity. Soon hardly any value is below: looking for
+    those is cheaper than ordering all.
+    """
+    is_below = values < limits
+    counts = is_below.sum(axis=1)
+    width = int(counts.max(initial=0))
+    if width > n_most:
+        positions = np.argpartition(values, n_most - 1, axis=1)[:, :n_most]
+        return positions, np.take_along_axis(values, positions, axis=1)
+    rows, columns = np.nonzero(is_below)
+    places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    positions = np.zeros((len(values), width), np.intp)
+    smallest = np.full((len(values), width), np.inf, np.float32)
+    positions[rows, places], smallest[rows, places] = columns, values[rows, columns]
+    return positions, smallest
 
 
 class Probes:
-    """Which numbers of probes to measure: from the middle of the range down while recall is high, then up.
+    """Which numbers of probes to measure: from the middle down while recall is high, then up.
 
     Few probes cost little to measure and many cost much, so the way up ends as soon as recall is
     high enough.
@@ -163,22 +163,23 @@ class Probes:
 
 
 def pool_limit(n_probes: int, n_lists: int) -> int:
-    """Return the largest pool worth measuring: a search that reads few lists gains nothing by many candidates."""
+    """Return the largest pool worth measuring: few lists hold few good candidates."""
     return min(MAX_POOL, max(4 * max(TOP_KS), MAX_POOL * 2 * n_probes // n_lists))
 
 
 def ranks(
     neighbours: Sequence[Sequence[bytes]], candidates: Sequence[bytes]
 ) -> NDArray[np.float32]:
-    """Return the place of each neighbour among the candidates of its query, from 1; infinite for one not among them.
+    """Return the place of each neighbour among the candidates, from 1; infinite if not among them.
 
     `neighbours` are the item keys of each query's, `candidates` the item keys of each query's
-    joined to one value. Shape (queries, most neighbours).
+    joined to one value. Shape (queries, largest of `TOP_KS`).
     """
-    answer = np.full((len(neighbours), max(map(len, neighbours), default=0)), np.inf, np.float32)
+    answer = np.full((len(neighbours), max(TOP_KS)), np.inf, np.float32)
     for query, (wanted, joined) in enumerate(zip(neighbours, candidates, strict=True)):
         places = {
-            joined[start : start + 16]: start // 16 + 1 for start in range(0, len(joined), 16)
+            joined[start : start + ITEM_KEY_BYTES]: start // ITEM_KEY_BYTES + 1
+            for start in range(0, len(joined), ITEM_KEY_BYTES)
         }
         answer[query, : len(wanted)] = [places.get(item_key, np.inf) for item_key in wanted]
     return answer
@@ -187,21 +188,21 @@ def ranks(
 def measure(
     n_probes: int, limit: int, found: NDArray[np.float32], clear: NDArray[np.bool_], top_k: int
 ) -> list[Point]:
-    """Return the recall@`top_k` with `n_probes` for every pool up to `limit` that is worth asking for.
+    """Return recall@`top_k` with `n_probes` for each pool up to `limit` that is worth asking for.
 
     `found` are the `ranks` of the neighbours; queries that are not `clear` do not count.
     """
     near = found[clear, :top_k]
     if not near.size:
         return []
-    n_errors = _STANDARD_ERRORS_OF_FEW if len(near) < _FEW_QUERIES else _STANDARD_ERRORS
-    points = []
-    for pool in _pools(top_k, limit):
-        recalls = (near <= pool).mean(axis=1)
-        error = n_errors * float(recalls.std()) / len(recalls) ** 0.5
-        recall = float(recalls.mean())
-        points.append(Point(n_probes, pool, round(recall, 4), round(recall - error, 4)))
-    return points
+    return [_point(n_probes, pool, near) for pool in _pools(top_k, limit)]
+
+
+def _point(n_probes: int, pool: int, near: NDArray[np.float32]) -> Point:
+    recalls = (near <= pool).mean(axis=1)
+    recall = float(recalls.mean())
+    margin = _STANDARD_ERRORS * float(recalls.std()) / len(recalls) ** 0.5
+    return Point(n_probes, pool, round(recall, 4), round(recall - margin, 4))
 
 
 def is_little(points: Sequence[Point]) -> bool:
@@ -219,38 +220,37 @@ def reaches(points: Sequence[Point], target_recall: float) -> bool:
     return any(point.lower >= target_recall for point in points)
 
 
-def about(points: Sequence[Point], target_recall: float, n_lists: int) -> tuple[int, list[int]]:
-    """Return a number of probes that is too low to keep `target_recall`, as `points` roughly tell, and which to try.
+def about(points: Sequence[Point], target_recall: float, n_lists: int) -> list[int]:
+    """Return which numbers of probes to try for `target_recall`, as `points` roughly tell.
 
-    These grow until they are surely enough; none is worth a try when no point has the recall.
+    The numbers grow, from one that is rather too low to one that is surely enough. None is worth a
+    try when no point has the recall.
     """
-    reached = {point.n_probes for point in points if point.recall >= target_recall}
+    reached = [point.n_probes for point in points if point.recall >= target_recall]
     if not reached:
-        return 1, []
-    high = min(reached)
-    low = max((point.n_probes for point in points if point.n_probes < high), default=1)
-    return low, sorted(
-        {min(n_lists, round(high * _FINE_STEP**power)) for power in range(_N_FINE_STEPS)}
+        return []
+    low = min(reached) / _FINE_STEP
+    return sorted(
+        {max(1, min(n_lists, round(low * _FINE_STEP**power))) for power in range(_N_TRIED)}
     )
 
 
-def between(low: int, high: int) -> int:
-    """Return the number of probes in the middle of two."""
-    return round(math.sqrt(low * high))
+def with_more_queries(points: Sequence[Point], times: float) -> list[Point]:
+    """Return `points` as they would promise, had as many times more queries found the same."""
+    return [
+        point._replace(lower=point.recall - (point.recall - point.lower) / math.sqrt(times))
+        for point in points
+    ]
 
 
-def add(points: dict[int, list[Point]], measured: Mapping[int, Sequence[Point]]) -> None:
-    """Add what was `measured` to `points`, by numbers of results."""
-    for top_k, new in measured.items():
-        points[top_k] += new
-
-
-def replace(points: dict[int, list[Point]], measured: Mapping[int, Sequence[Point]]) -> None:
-    """Add what was `measured` with more queries, and forget what fewer queries said of as many probes."""
-    for top_k, new in measured.items():
-        better = {point.n_probes for point in new}
-        points[top_k][:] = [point for point in points[top_k] if point.n_probes not in better]
-    add(points, measured)
+def cost_us(points: Sequence[Point], target_recall: float, workload: Workload) -> float:
+    """Return the time of the cheapest setting that keeps `target_recall`; infinite if none does."""
+    costs = (
+        workload.cost_us(point.n_probes, point.pool)
+        for point in points
+        if point.lower >= target_recall
+    )
+    return min(costs, default=math.inf)
 
 
 def cheapest(points: Sequence[Point], workload: Workload) -> list[Point]:

@@ -106,7 +106,8 @@ def _create_indexes() -> None:
             sa.SmallInteger(),
             server_default="0",
             nullable=False,
-            comment="Version of the encoder that queries use; version v lives in column sketch_(v mod 2)",
+            comment="Version of the encoder that queries use; version v lives in column "
+            "sketch_(v mod 2)",
         ),
         sa.Column(
             "sealed_encoder",
@@ -240,7 +241,8 @@ def _create_item_counts() -> None:
             "n_items",
             sa.BigInteger(),
             nullable=False,
-            comment="Items added less items deleted; the sum over the shards is the number of items",
+            comment="Items added less items deleted; the sum over the shards is the number of "
+            "items",
         ),
         sa.Column(
             "n_changes", sa.BigInteger(), nullable=False, comment="Items added, replaced or deleted"

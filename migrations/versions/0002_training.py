@@ -1,4 +1,4 @@
-"""Training: one job an index, the history of all trainings, and a view for whoever owns the database.
+"""Training: one job an index, the history of all trainings, and a view for the database's owner.
 
 A job is a lease: its trainer renews `heartbeat_at`, and once that is 30 seconds old the job belongs
 to nobody. So a killed service leaves no lock behind, and no session has to outlive a transaction.
@@ -35,16 +35,20 @@ SELECT indexes.id,
     (indexes.profile -> 'recall')::float AS recall,
     indexes.trained_at IS NOT NULL AND (
         counts.n_changes - indexes.n_changes_at_training > 0.3 * indexes.n_items_at_training
-        OR coalesce((indexes.profile -> 'recall')::float < (indexes.profile -> 'target')::float, false)
+        OR coalesce(
+            (indexes.profile -> 'recall')::float < (indexes.profile -> 'target')::float, false)
     ) AS is_drifted,
     coalesce(jobs.state, 'never trained') AS training_state,
-    coalesce(jobs.state IN ('queued', 'running') AND jobs.heartbeat_at > now() - interval '30 seconds', false)
+    coalesce(jobs.state IN ('queued', 'running')
+        AND jobs.heartbeat_at > now() - interval '30 seconds', false)
         AS is_training,
     jobs.phase AS training_phase,
     jobs.progress AS training_progress,
     jobs.failure AS training_failure,
-    pg_total_relation_size(to_regclass('items_' || replace(indexes.id::text, '-', ''))) AS size_bytes,
-    pg_relation_size(to_regclass('ivf_' || replace(indexes.id::text, '-', '') || '_' || indexes.generation))
+    pg_total_relation_size(to_regclass('items_' || replace(indexes.id::text, '-', '')))
+        AS size_bytes,
+    pg_relation_size(to_regclass(
+        'ivf_' || replace(indexes.id::text, '-', '') || '_' || indexes.generation))
         AS ivf_size_bytes
 FROM indexes
 CROSS JOIN LATERAL (
@@ -59,17 +63,29 @@ _VIEW_COMMENTS = {
     "name": "The name clients use",
     "partition": "The table that holds its items",
     "n_items": "Number of items",
-    "n_changes_since_training": "Items added, replaced or deleted since the last training began to build",
-    "changed_share": "The same as a share of the items there were then; null before the first training",
+    "n_changes_since_training": (
+        "Items added, replaced or deleted since the last training began to build"
+    ),
+    "changed_share": (
+        "The same as a share of the items there were then; null before the first training"
+    ),
     "n_lists": "IVF lists; 1 means that searches scan all sketches",
     "n_items_per_list": "Items in a list on average",
     "encoder_version": "0 until the encoder is fitted to the vectors by the first training",
     "trained_at": "When the last training ended; null before the first",
-    "recall": "Recall@10 measured by the last training for the default target; null when it had no key",
-    "is_drifted": "Train again: more than 0.3 of the items changed, or the last training missed its target",
-    "training_state": "How far the last training came: queued, running, succeeded, failed, interrupted",
+    "recall": (
+        "Recall@10 measured by the last training for the default target; null when it had no key"
+    ),
+    "is_drifted": (
+        "Train again: more than 0.3 of the items changed, or the last training missed its target"
+    ),
+    "training_state": (
+        "How far the last training came: queued, running, succeeded, failed, interrupted"
+    ),
     "is_training": "Whether some worker is at it now",
-    "training_phase": "What it does: waiting, fitting, encoding, building, calibrating, swapping or cleaning",
+    "training_phase": (
+        "What it does: waiting, fitting, encoding, building, calibrating, swapping or cleaning"
+    ),
     "training_progress": "Per cent of it that is done",
     "training_failure": "Why it failed",
     "size_bytes": "Bytes on disk of the partition and everything on it",
@@ -121,7 +137,8 @@ def _extend_indexes() -> None:
             sa.Boolean(),
             server_default=sa.false(),
             nullable=False,
-            comment="A training has begun and not succeeded: a request that holds the key starts it again",
+            comment="A training has begun and not succeeded: a request that holds the key starts "
+            "it again",
         ),
     )
 
@@ -155,7 +172,8 @@ def _create_training_jobs() -> None:
             _TIME,
             server_default=sa.text("now()"),
             nullable=False,
-            comment="The trainer's last sign of life; a queued or running job without one for 30 s belongs to nobody",
+            comment="The trainer's last sign of life; a queued or running job without one for "
+            "30 s belongs to nobody",
         ),
         sa.Column(
             "phase",

@@ -33,7 +33,8 @@ def upgrade() -> None:
         sa.Column(
             "tokens",
             postgresql.ARRAY(sa.BigInteger()),
-            comment="Keyed hashes of the metadata's strings and numbers, in no telling order; null for none",
+            comment="Keyed hashes of the metadata's strings and numbers, in no telling order; "
+            "null for none",
         ),
     )
     op.execute("ALTER TABLE items ALTER COLUMN tokens SET STORAGE EXTERNAL")

@@ -1,4 +1,4 @@
-"""Users of an index: for each permission a key of the index, wrapped under the key in the user's token.
+"""Users of an index: for each permission a key, wrapped under the key in the user's token.
 
 The primary key begins with the index, as everywhere, so that tables can be distributed by it; a
 token names its user alone, which has an index of its own.
@@ -30,12 +30,14 @@ def upgrade() -> None:
         sa.Column(
             "wrapped_read_key",
             postgresql.BYTEA(),
-            comment="What opens the items, wrapped under the key in the token; null without the permission",
+            comment="What opens the items, wrapped under the key in the token; null without the "
+            "permission",
         ),
         sa.Column(
             "wrapped_write_key",
             postgresql.BYTEA(),
-            comment="What writes items, wrapped under the key in the token; null without the permission",
+            comment="What writes items, wrapped under the key in the token; null without the "
+            "permission",
         ),
         sa.Column(
             "created_at",
@@ -52,7 +54,8 @@ def upgrade() -> None:
             ["index_id"], ["indexes.id"], name=op.f("fk_users_index_id_indexes"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("index_id", "user_id", name=op.f("pk_users")),
-        comment="Users of one index each. A permission is a wrapped key; a row opens nothing without the user's token",
+        comment="Users of one index each. A permission is a wrapped key; a row opens nothing "
+        "without the user's token",
     )
     op.create_index(op.f("ix_users_user_id"), "users", ["user_id"])
 

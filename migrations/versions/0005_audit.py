@@ -28,8 +28,10 @@ depends_on = None
 
 _HASH = """
     CREATE FUNCTION sealdex_views.audit_hash(
-        previous_hash bytea, chain integer, "position" bigint, recorded_at timestamptz, caller text, key_id text,
-        operation text, index_id uuid, index_name text, n_items bigint, request_id text, outcome text
+        previous_hash bytea, chain integer, "position" bigint, recorded_at timestamptz,
+            caller text, key_id text,
+        operation text, index_id uuid, index_name text, n_items bigint, request_id text,
+        outcome text
     ) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN sha256(previous_hash || convert_to(ARRAY[
         chain::text, "position"::text, extract(epoch FROM recorded_at)::text, caller, key_id,
@@ -45,8 +47,10 @@ _CHAIN_ENTRY = """
     BEGIN
         SELECT * INTO head FROM audit_chains LIMIT 1 FOR UPDATE SKIP LOCKED;
         IF NOT FOUND THEN
-            -- All chains are held by other transactions. The number is random, so that no two make the same one.
-            INSERT INTO audit_chains (chain) VALUES (floor(random() * 2147483647)::integer) RETURNING * INTO head;
+            -- All chains are held by other transactions. The number is random, so that no two make
+            -- the same one.
+            INSERT INTO audit_chains (chain) VALUES (floor(random() * 2147483647)::integer)
+                RETURNING * INTO head;
         END IF;
         NEW.chain := head.chain;
         NEW.position := head.position + 1;
@@ -72,7 +76,8 @@ _REFUSE = """
 """
 
 _ADD_PARTITIONS = """
-    CREATE FUNCTION sealdex_views.add_audit_partitions(n_months integer) RETURNS void LANGUAGE plpgsql
+    CREATE FUNCTION sealdex_views.add_audit_partitions(n_months integer)
+        RETURNS void LANGUAGE plpgsql
     SET search_path FROM CURRENT AS $$
     DECLARE
         month date;
@@ -86,7 +91,8 @@ _ADD_PARTITIONS = """
             PERFORM pg_advisory_xact_lock(418581342580);
             CONTINUE WHEN to_regclass(name) IS NOT NULL;
             EXECUTE format('CREATE TABLE %I (LIKE audit_log INCLUDING ALL)', name);
-            EXECUTE format('COMMENT ON TABLE %I IS %L', name, 'Audit log of the month ' || to_char(month, 'YYYY-MM'));
+            EXECUTE format('COMMENT ON TABLE %I IS %L', name,
+                'Audit log of the month ' || to_char(month, 'YYYY-MM'));
             EXECUTE format(
                 'CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON %I'
                 ' EXECUTE FUNCTION sealdex_views.refuse_audit_change()', name
@@ -94,7 +100,8 @@ _ADD_PARTITIONS = """
             BEGIN
                 EXECUTE format(
                     'ALTER TABLE audit_log ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
-                    name, month::text || ' 00:00+00', (month + interval '1 month')::date::text || ' 00:00+00'
+                    name, month::text || ' 00:00+00',
+                    (month + interval '1 month')::date::text || ' 00:00+00'
                 );
             EXCEPTION WHEN check_violation THEN
                 -- Entries of this month are in the default partition already, and stay there.
@@ -106,7 +113,8 @@ _ADD_PARTITIONS = """
 """
 
 _DROP_BEFORE = """
-    CREATE FUNCTION sealdex_views.drop_audit_before(first_kept date) RETURNS SETOF text LANGUAGE plpgsql
+    CREATE FUNCTION sealdex_views.drop_audit_before(first_kept date)
+        RETURNS SETOF text LANGUAGE plpgsql
     SET search_path FROM CURRENT AS $$
     DECLARE
         name text;
@@ -122,7 +130,8 @@ _DROP_BEFORE = """
         LOOP
             EXECUTE format(
                 'UPDATE audit_chains SET kept_after = last.position, kept_hash = last.hash
-                 FROM (SELECT DISTINCT ON (chain) chain, position, hash FROM %I ORDER BY chain, position DESC) AS last
+                 FROM (SELECT DISTINCT ON (chain) chain, position, hash FROM %I
+                     ORDER BY chain, position DESC) AS last
                  WHERE audit_chains.chain = last.chain AND last.position > kept_after', name
             );
             EXECUTE format('DROP TABLE %I', name);
@@ -153,7 +162,8 @@ _PROBLEMS = """
             WHERE audit_log.chain = heads.chain ORDER BY audit_log.position DESC LIMIT 1
         ) AS last ON true
     )
-    SELECT chain, position, recorded_at, 'changed: the entry does not have the content it was hashed with' AS problem
+    SELECT chain, position, recorded_at,
+        'changed: the entry does not have the content it was hashed with' AS problem
     FROM entries WHERE hash IS DISTINCT FROM sealdex_views.audit_hash(
         previous_hash, chain, position, recorded_at, caller, key_id,
         operation, index_id, index_name, n_items, request_id, outcome
@@ -161,17 +171,21 @@ _PROBLEMS = """
     UNION ALL
     SELECT chain, position, recorded_at, 'removed: entries are missing before this one'
     FROM entries WHERE NOT has_no_head
-        AND (position IS DISTINCT FROM position_before + 1 OR previous_hash IS DISTINCT FROM hash_before)
+        AND (position IS DISTINCT FROM position_before + 1
+            OR previous_hash IS DISTINCT FROM hash_before)
     UNION ALL
-    SELECT chain, position, recorded_at, 'unknown: the chain of this entry has no head' FROM entries WHERE has_no_head
+    SELECT chain, position, recorded_at, 'unknown: the chain of this entry has no head'
+        FROM entries WHERE has_no_head
     UNION ALL
-    SELECT chain, position, NULL, 'removed: the last entries of this chain are missing, or its head was changed'
+    SELECT chain, position, NULL,
+        'removed: the last entries of this chain are missing, or its head was changed'
     FROM ends WHERE position <> last_position OR hash <> last_hash
 """
 
 _AUDIT_VIEW = """
     CREATE VIEW sealdex_views.audit AS
-    SELECT recorded_at, caller, key_id, operation, index_name, index_id, n_items, outcome, request_id,
+    SELECT recorded_at, caller, key_id, operation, index_name, index_id, n_items, outcome,
+        request_id,
            chain, position, hash
     FROM audit_log
 """
@@ -179,16 +193,19 @@ _AUDIT_VIEW = """
 _INDEXES_VIEW = """
     CREATE VIEW sealdex_views.indexes AS
     SELECT overview.name, overview.id, indexes.metric, indexes.dimension, indexes.storage_precision,
-           overview.n_items::bigint AS n_items, overview.n_changes_since_training::bigint AS n_changes_since_training,
-           overview.changed_share, overview.is_drifted, overview.n_lists, overview.recall, overview.trained_at,
-           overview.is_training, overview.training_phase, overview.training_progress, indexes.created_at,
+           overview.n_items::bigint AS n_items,
+           overview.n_changes_since_training::bigint AS n_changes_since_training,
+           overview.changed_share, overview.is_drifted, overview.n_lists, overview.recall,
+           overview.trained_at, overview.is_training, overview.training_phase,
+           overview.training_progress, indexes.created_at,
            coalesce(pg_total_relation_size(partition.oid), 0) AS size_bytes,
            coalesce(ivf.size_bytes, 0)::bigint AS ivf_size_bytes
     FROM index_overview AS overview
     JOIN indexes USING (id)
     LEFT JOIN pg_class AS partition
         ON partition.relname = overview.partition
-        AND partition.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'items'::regclass)
+        AND partition.relnamespace =
+            (SELECT relnamespace FROM pg_class WHERE oid = 'items'::regclass)
     LEFT JOIN LATERAL (
         SELECT sum(pg_relation_size(indexrelid)) AS size_bytes
         FROM pg_index JOIN pg_class AS ivf_class ON ivf_class.oid = indexrelid
@@ -198,8 +215,9 @@ _INDEXES_VIEW = """
 
 _TRAININGS_VIEW = """
     CREATE VIEW sealdex_views.trainings AS
-    SELECT indexes.name AS index_name, trainings.index_id, trainings.started_at, trainings.finished_at,
-           trainings.outcome, trainings.failure, trainings.n_items, trainings.n_lists, trainings.recall
+    SELECT indexes.name AS index_name, trainings.index_id, trainings.started_at,
+           trainings.finished_at, trainings.outcome, trainings.failure, trainings.n_items,
+           trainings.n_lists, trainings.recall
     FROM trainings JOIN indexes ON indexes.id = trainings.index_id
 """
 
@@ -216,13 +234,23 @@ _COMMENTS = {
         "Who changed what and when, newest not first: add ORDER BY recorded_at DESC",
         {
             "recorded_at": "When the transaction of the change began",
-            "caller": "Who: root, user and its id, open (no root key), operator (command line), service (a training)",
-            "key_id": "Keyed fingerprint of the index key that was used; tells keys apart, opens nothing",
-            "operation": "What: create, delete, upsert, delete_items, create_user, delete_user, train_request, train …",
+            "caller": (
+                "Who: root, user and its id, open (no root key), operator (command line), "
+                "service (a training)"
+            ),
+            "key_id": (
+                "Keyed fingerprint of the index key that was used; tells keys apart, opens nothing"
+            ),
+            "operation": (
+                "What: create, delete, upsert, delete_items, create_user, delete_user, "
+                "train_request, train …"
+            ),
             "index_name": "Name of the index at that time",
             "index_id": "Id of the index; null when there was none",
             "n_items": "How many items were written or deleted; null where that means nothing",
-            "outcome": "done, or refused or failed for reads and refused requests when they are recorded",
+            "outcome": (
+                "done, or refused or failed for reads and refused requests when they are recorded"
+            ),
             "request_id": "The X-Request-Id of the request, as in the service's log",
             "chain": "The chain this entry belongs to",
             "position": "Its place in the chain, from 1, without gaps",
@@ -230,7 +258,10 @@ _COMMENTS = {
         },
     ),
     "audit_problems": (
-        "What was changed in or removed from the audit log; no rows when it is as the service wrote it",
+        (
+            "What was changed in or removed from the audit log; no rows when it is as the service "
+            "wrote it"
+        ),
         {
             "chain": "The chain that is not whole",
             "position": "The entry at which it shows",
@@ -247,8 +278,12 @@ _COMMENTS = {
             "dimension": "Length of the vectors; null until the first upsert when none was given",
             "storage_precision": "Number format of the vectors before sealing",
             "n_items": "How many items it has",
-            "n_changes_since_training": "Items added, replaced or deleted since the last training began to build",
-            "changed_share": "The same as a share of the items there were then; null before the first training",
+            "n_changes_since_training": (
+                "Items added, replaced or deleted since the last training began to build"
+            ),
+            "changed_share": (
+                "The same as a share of the items there were then; null before the first training"
+            ),
             "is_drifted": "Train again: much has changed, or the last training missed its target",
             "n_lists": "IVF lists; 1 until the first training",
             "recall": "Recall@10 measured by the last training; null when it had no key",
@@ -279,7 +314,10 @@ _COMMENTS = {
         "The months of the audit log that are kept",
         {
             "name": "The partition",
-            "months": "What is in it; DEFAULT is for entries no other partition takes and is normally empty",
+            "months": (
+                "What is in it; DEFAULT is for entries no other partition takes and is "
+                "normally empty"
+            ),
             "size_bytes": "Bytes on disk",
         },
     ),
@@ -295,7 +333,8 @@ _ROLE = """
     EXCEPTION
         WHEN duplicate_object OR unique_violation THEN NULL;
         WHEN insufficient_privilege THEN
-            RAISE NOTICE 'the role sealdex_auditor is not made: this user has no right to; see docs/audit.md';
+            RAISE NOTICE '%', 'the role sealdex_auditor is not made: '
+                || 'this user has no right to; see docs/audit.md';
     END
     $$
 """
@@ -307,7 +346,8 @@ _GRANTS = """
             GRANT USAGE ON SCHEMA sealdex_views TO sealdex_auditor;
             GRANT SELECT ON ALL TABLES IN SCHEMA sealdex_views TO sealdex_auditor;
             GRANT SELECT ON index_overview TO sealdex_auditor;
-            ALTER DEFAULT PRIVILEGES IN SCHEMA sealdex_views GRANT SELECT ON TABLES TO sealdex_auditor;
+            ALTER DEFAULT PRIVILEGES IN SCHEMA sealdex_views
+                GRANT SELECT ON TABLES TO sealdex_auditor;
         END IF;
     END
     $$
@@ -318,7 +358,8 @@ def upgrade() -> None:
     _create_rate_limits()
     op.execute("CREATE SCHEMA sealdex_views")
     op.execute(
-        "COMMENT ON SCHEMA sealdex_views IS 'Views on Sealdex for whoever owns the database; need no keys'"
+        "COMMENT ON SCHEMA sealdex_views IS 'Views on Sealdex for whoever owns the database; "
+        "need no keys'"
     )
     _create_chains()
     _create_log()
@@ -357,7 +398,8 @@ def _create_rate_limits() -> None:
             comment="Until when that rate is used up",
         ),
         sa.PrimaryKeyConstraint("caller", name=op.f("pk_rate_limits")),
-        comment="How far each caller is ahead of its rate; empty unless a rate limit is set, and lost in a crash",
+        comment="How far each caller is ahead of its rate; empty unless a rate limit is set, and "
+        "lost in a crash",
         # No WAL for what is worthless a second later.
         prefixes=["UNLOGGED"],
     )
@@ -402,7 +444,8 @@ def _create_chains() -> None:
             comment="Hash of that entry; empty when none was dropped",
         ),
         sa.PrimaryKeyConstraint("chain", name=op.f("pk_audit_chains")),
-        comment="Where each chain of the audit log ends, and where it begins since old months were dropped",
+        comment="Where each chain of the audit log ends, and where it begins since old months "
+        "were dropped",
         postgresql_with={"fillfactor": "50"},
     )
 
@@ -457,12 +500,14 @@ def _create_log() -> None:
             comment="SHA-256 over previous_hash and the columns before it",
         ),
         sa.PrimaryKeyConstraint("chain", "position", "recorded_at", name=op.f("pk_audit_log")),
-        comment="Append-only: who changed what, written in the transaction of the change. No key, no plaintext",
+        comment="Append-only: who changed what, written in the transaction of the change. No "
+        "key, no plaintext",
         postgresql_partition_by="RANGE (recorded_at)",
     )
     op.execute("CREATE TABLE audit_log_default (LIKE audit_log INCLUDING ALL)")
     op.execute(
-        "COMMENT ON TABLE audit_log_default IS 'Entries for which no month was made in time; normally empty'"
+        "COMMENT ON TABLE audit_log_default IS 'Entries for which no month was made in time; "
+        "normally empty'"
     )
     op.execute("ALTER TABLE audit_log ATTACH PARTITION audit_log_default DEFAULT")
 

@@ -54,12 +54,12 @@ class RemoteIndex:
 
 @asynccontextmanager
 async def serve(settings: Settings, *middleware: Middleware) -> AsyncIterator[httpx.AsyncClient]:
-    """Give a client of an application with `settings`; an exception in the application is its 500."""
+    """Give a client of an application with `settings`; an exception in it is its 500."""
     app = create_app(settings, middleware)
     transport = httpx.ASGITransport(cast("Any", app), raise_app_exceptions=False)
     async with (
         app.lifespan(),
-        httpx.AsyncClient(transport=transport, base_url="http://sealdex") as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
         yield client
 

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a request, the answer is a 4xx of the contract's shape, and holds no key."""
+"""Whatever is wrong with a request, its answer is a 4xx of the contract's shape, without a key."""
 
 import json
 from typing import Any
@@ -27,7 +27,7 @@ ROUTES = [
 
 
 def check_error(answer: httpx.Response, *statuses: int) -> list[dict[str, Any]]:
-    """Assert one of `statuses`, the error shape and that no key is echoed; return the problems of a 422."""
+    """Assert one of `statuses`, the error shape, and no key; return the problems of a 422."""
     assert answer.status_code in statuses, answer.text
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-request-id"]
@@ -64,7 +64,7 @@ NO_JSON = {
     "two documents": b'{"index_name": "a"}{}',
     "cut short": b'{"index_name": "a"',
     "comment": b'{"index_name": "a" /* no */}',
-    "byte order mark": b"\xef\xbb\xbf{}",
+    "two byte order marks": b"\xef\xbb\xbf\xef\xbb\xbf{}",
     "UTF-16": '{"index_name": "a"}'.encode("utf-16"),
     "invalid UTF-8": b'{"index_name": "\xff"}',
     "surrogate in UTF-8": b'{"index_name": "\xed\xa0\x80"}',

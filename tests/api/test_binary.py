@@ -1,4 +1,4 @@
-"""Packed vectors over HTTP: they do what lists of numbers do, and what is packed wrongly is refused."""
+"""Packed vectors over HTTP do what lists of numbers do; what is packed wrongly is refused."""
 
 import base64
 from typing import Any

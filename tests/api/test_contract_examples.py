@@ -109,7 +109,7 @@ def assert_error(body: Any) -> None:
 
 
 def shape(value: Any) -> Any:
-    """Field names and types. `input` and `ctx` of a problem are left out: they echo what was sent."""
+    """Field names and types, without `input` and `ctx` of a problem, which echo what was sent."""
     match value:
         case dict():
             return {

@@ -1,7 +1,8 @@
 """What holds for every route: paths, methods, limits, request ids."""
 
 import asyncio
-from typing import Any
+from importlib.metadata import version
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -58,7 +59,7 @@ async def test_a_trailing_slash_is_redirected(
 
 
 async def test_a_redirect_never_leads_to_another_host(client: httpx.AsyncClient) -> None:
-    answer = await client.get("http://sealdex//v1/health/")
+    answer = await client.get("http://localhost//v1/health/")
     assert answer.status_code == 404 or answer.headers["location"] == "/v1/health"
 
 
@@ -106,6 +107,14 @@ async def test_health_has_exactly_its_three_fields(guarded_client: httpx.AsyncCl
     assert (answer["status"], answer["api_version"]) == ("healthy", "v1")
 
 
+async def test_health_tells_the_version_of_the_protocol_and_a_header_ours(service: Any) -> None:
+    async with service() as client, service(protocol_version="0.18.0") as newer:
+        answer = await client.get("/v1/health")
+        assert answer.json()["version"].startswith("0.17.")
+        assert answer.headers["X-Sealdex-Version"] == version("sealdex")
+        assert (await newer.get("/v1/health")).json()["version"] == "0.18.0"
+
+
 # ---------------------------------------------------------------- request ids
 
 
@@ -151,11 +160,101 @@ async def test_a_body_above_the_limit_is_too_large(service: Any, is_announced: b
 
 
 async def test_a_body_above_the_frameworks_own_limit_is_read(index: Any) -> None:
-    answer = await index.post("vectors/num_vectors", surprise="x" * 20_000_000)
-    assert answer.json() == {"result": 0}
+    item = {"id": "a", "vector": [1, 2, 3], "contents": "x" * 20_000_000}
+    assert (await index.post("vectors/upsert", items=[item])).status_code == 200
+
+
+@pytest.mark.parametrize("is_announced", [True, False], ids=["with Content-Length", "chunked"])
+async def test_only_batches_may_be_large(service: Any, is_announced: bool) -> None:
+    async def chunks() -> Any:
+        yield b'{"index_name":"' + b"x" * 1_000
+        yield b'"}'
+
+    body = b'{"index_name":"' + b"x" * 1_000 + b'"}'
+    async with service(max_body_bytes=2_000, max_small_body_bytes=1_000) as client:
+        statuses = {}
+        for route in ("vectors/upsert", "vectors/query", "vectors/delete", "indexes/describe"):
+            answer = await client.post(
+                f"/v1/{route}",
+                content=body if is_announced else chunks(),
+                headers={"Content-Type": "application/json"},
+            )
+            statuses[route] = answer.status_code
+    assert statuses == {
+        "vectors/upsert": 422,
+        "vectors/query": 413,
+        "vectors/delete": 422,
+        "indexes/describe": 413,
+    }
+
+
+async def test_a_request_that_takes_too_long_is_given_up(service: Any) -> None:
+    async with service(request_timeout_s=0.2, pool_size=1) as client:
+        services = cast("Any", client)._transport.app.state.services
+        async with services.operations._engine.connect(), asyncio.timeout(30):
+            answer = await client.get("/v1/indexes/list")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "took too long" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST.:8000", 200),
+        ("app.localhost", 200),
+        ("127.0.0.1:8000", 200),
+        ("127.8.9.1", 200),
+        ("[::1]:8000", 200),
+        ("sealdex.example", 200),
+        ("sealdex.example:8000", 200),
+        ("evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("192.0.2.1", 403),
+        ("evil.example:127", 403),
+    ],
+)
+async def test_an_open_service_answers_to_its_own_names(
+    service: Any, host: str, status: int
+) -> None:
+    async with service(allowed_hosts="sealdex.example, other.example") as client:
+        for path in ("/v1/indexes/list", "/v1/health", "/metrics"):
+            answer = await client.get(path, headers={"Host": host})
+            assert answer.status_code == status, path
+
+
+async def test_a_service_with_a_key_answers_to_every_name(
+    guarded_client: httpx.AsyncClient,
+) -> None:
+    answer = await guarded_client.get("/v1/health", headers={"Host": "evil.example"})
+    assert answer.status_code == 200
+
+
+async def refusal(client: httpx.AsyncClient) -> httpx.Response:
+    """Ask until the service is full; each answer gives the others time to get their places."""
+    async with asyncio.timeout(30):
+        while True:
+            answer = await client.post("/v1/vectors/get")
+            if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+                return answer
 
 
 async def test_requests_beyond_the_limit_are_told_to_wait(service: Any) -> None:
+    async with service(max_requests_in_work=2, pool_size=1) as client:
+        services = cast("Any", client)._transport.app.state.services
+        async with services.operations._engine.connect():
+            # They wait for the connection.
+            held = [asyncio.create_task(client.get("/v1/indexes/list")) for _ in range(2)]
+            refused = await refusal(client)
+            healthy = await client.get("/v1/health")
+        finished = await asyncio.gather(*held)
+        served = await client.get("/v1/indexes/list")
+    assert refused.headers["retry-after"] == "1"
+    assert list(refused.json()) == ["detail"]
+    assert [answer.status_code for answer in (healthy, *finished, served)] == [200] * 4
+
+
+async def test_bodies_that_arrive_take_no_place_from_others(service: Any) -> None:
     release = asyncio.Event()
 
     async def slow_body() -> Any:
@@ -163,7 +262,7 @@ async def test_requests_beyond_the_limit_are_told_to_wait(service: Any) -> None:
         await release.wait()
         yield b"}"
 
-    async with service(max_requests_in_work=2) as client:
+    async with service(max_requests_in_work=1, max_arriving_bodies=2) as client:
         json_type = {"Content-Type": "application/json"}
         slow = [
             asyncio.create_task(
@@ -171,12 +270,9 @@ async def test_requests_beyond_the_limit_are_told_to_wait(service: Any) -> None:
             )
             for _ in range(2)
         ]
-        await asyncio.sleep(0.05)
-        refused = await client.get("/v1/indexes/list")
-        healthy = await client.get("/v1/health")
-        release.set()
-        finished = await asyncio.gather(*slow)
+        refused = await refusal(client)
         served = await client.get("/v1/indexes/list")
-    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-    assert list(refused.json()) == ["detail"]
-    assert [answer.status_code for answer in (healthy, *finished, served)] == [200, 422, 422, 200]
+        release.set()
+        assert {(await one).status_code for one in slow} <= {422, 503}
+    assert "not arrived yet" in refused.json()["detail"]
+    assert served.status_code == 200

@@ -102,9 +102,30 @@ async def test_an_older_client_finds_its_index_config(
         "is_trained": False,
         **facts,
         "index_type": kind,
-        "index_config": {**facts, "type": kind},
+        "index_config": {**facts, "type": kind, "index_type": kind},
     }
-    assert await create(client, **fields) == expected
+    description = await create(client, **fields)
+    for name in ("pq_dim", "pq_bits", "sq_bits"):
+        description["index_config"].pop(name, None)
+    assert description == expected
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        ({"type": "ivfpq", "pq_dim": 32, "pq_bits": 8}, {"pq_dim": 32, "pq_bits": 8}),
+        ({"type": "ivfpq"}, {}),
+        ({"type": "ivfsq"}, {"sq_bits": 16}),
+        ({"type": "ivfsq", "sq_bits": 8.0}, {"sq_bits": 8}),
+        ({"type": "ivfflat", "pq_dim": 32, "sq_bits": 8}, {}),
+    ],
+)
+async def test_an_older_client_reads_back_what_its_type_has(
+    client: httpx.AsyncClient, sent: dict[str, Any], told: dict[str, int]
+) -> None:
+    config = (await create(client, index_config=sent))["index_config"]
+    names = {"pq_dim", "pq_bits", "sq_bits"}
+    assert {name: value for name, value in config.items() if name in names} == told
 
 
 @pytest.mark.parametrize(
@@ -160,7 +181,7 @@ async def test_all_indexes_can_be_described_to_older_clients(service: Serve) -> 
             "is_trained": False,
             **facts,
             "index_type": "ivfflat",
-            "index_config": facts | {"type": "ivfflat"},
+            "index_config": facts | {"type": "ivfflat", "index_type": "ivfflat"},
         }
         assert await create(client, dimension=3, metric="cosine") == expected
         kept = await create(client, index_config={"type": "ivfpq", "dimension": 3})

@@ -35,14 +35,21 @@ async def test_metadata_comes_back_as_it_was(index: Any, metadata: dict[str, Any
         assert json.dumps(results[0]["metadata"]) == json.dumps(metadata)
 
 
-@pytest.mark.parametrize("depth", [200, 400])
-async def test_metadata_may_be_deep(index: Any, depth: int) -> None:
+@pytest.mark.parametrize(("wrap", "depth"), [(list, 125), (dict, 250)])
+async def test_metadata_may_be_deep_up_to_a_bound(index: Any, wrap: type[Any], depth: int) -> None:
     metadata: Any = "bottom"
     for _ in range(depth):
-        metadata = {"a": [metadata]} if depth < 300 else {"a": metadata}
+        metadata = {"a": [metadata]} if wrap is list else {"a": metadata}
     item = {"id": "a", "vector": [1, 2, 3], "metadata": metadata}
     assert (await index.post("vectors/upsert", items=[item])).status_code == 200
-    assert (await index.post("vectors/get", ids=["a"])).json()["results"][0]["metadata"] == metadata
+    query = {"query_vectors": [1, 2, 3], "include": ["metadata"]}
+    for route, fields in (("get", {"ids": ["a"]}), ("query", query)):
+        answer = await index.post(f"vectors/{route}", **fields)
+        assert answer.json()["results"][0]["metadata"] == metadata
+    item["metadata"] = {"b": metadata}
+    refused = await index.post("vectors/upsert", items=[{**item, "metadata": {}}, item])
+    assert refused.status_code == 400
+    assert refused.json()["detail"] == "Item 1: metadata can be nested at most 250 deep"
 
 
 @pytest.mark.parametrize("depth", [*range(900, 1000, 5), 2000])

@@ -1,4 +1,4 @@
-"""Someone with the right to write to the database moves values: the service says so, and answers nothing false."""
+"""Someone who may write to the database moves values: the service says so, and never lies."""
 
 from collections.abc import AsyncIterator
 
@@ -90,8 +90,11 @@ async def test_a_value_of_another_index_is_refused(
 async def test_the_data_key_of_another_index_is_refused(
     pair: tuple[RemoteIndex, RemoteIndex], dsn: str
 ) -> None:
-    """Even under the same index key. Keys that a worker remembers are those of the old wrap, and so of no use."""
-    statement = "UPDATE indexes SET revision = revision + 1, wrapped_dek = (SELECT wrapped_dek FROM indexes AS other"
+    """Even under the same index key: keys that a worker remembers belong to the old wrap."""
+    statement = (
+        "UPDATE indexes SET revision = revision + 1,"
+        " wrapped_dek = (SELECT wrapped_dek FROM indexes AS other"
+    )
     assert execute(dsn, f"{statement} WHERE other.id <> indexes.id)") == 2
     for index in pair:
         assert (await index.post("vectors/get", ids=["a"])).status_code == 401

@@ -493,7 +493,8 @@ async def test_a_token_minted_by_somebody_else_is_no_api_key(users: Users) -> No
     {
         "write granted with a copied key": "wrapped_write_key = wrapped_read_key",
         "write granted with a foreign key": (
-            "wrapped_write_key = (SELECT wrapped_write_key FROM users WHERE wrapped_write_key IS NOT NULL LIMIT 1)"
+            "wrapped_write_key = (SELECT wrapped_write_key FROM users"
+            " WHERE wrapped_write_key IS NOT NULL LIMIT 1)"
         ),
         "write granted with nothing": "wrapped_write_key = ''",
         "read key damaged": r"wrapped_read_key = wrapped_read_key || '\x00'",
@@ -537,7 +538,8 @@ async def test_users_are_made_and_revoked_in_the_audit_log(service: Serve, modul
         await users.post("writer", "vectors/upsert", items=ITEMS)
         with psycopg.connect(dsn) as connection:
             rows = connection.execute(
-                "SELECT caller, operation FROM audit_log WHERE index_name = %s ORDER BY recorded_at",
+                "SELECT caller, operation FROM audit_log WHERE index_name = %s"
+                " ORDER BY recorded_at",
                 (users.root.name,),
             ).fetchall()
     operations = [operation for _, operation in rows]

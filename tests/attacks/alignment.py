@@ -3,10 +3,12 @@
 A sketch keeps angles, roughly, so both clouds have one shape and differ by the secret rotation.
 After Dar, *mini-vec2vec*, arXiv 2510.02348, which aligns embedding spaces with linear maps alone:
 
-1. Principal axes of both clouds, strongest first. Their signs: those under which the third moments of the two agree.
-2. Match each sketch with the vector at the smallest angle, rotate (orthogonal Procrustes), repeat with more axes.
-3. Match once more on all axes and regress vectors on sketches, which gives weak axes less weight. (Doing this
-   repeatedly makes it worse: the estimates shrink towards the strong axes.)
+1. Principal axes of both clouds, strongest first. Their signs: those under which the third moments
+   of the two agree.
+2. Match each sketch with the vector at the smallest angle, rotate (orthogonal Procrustes), repeat
+   with more axes.
+3. Match once more on all axes and regress vectors on sketches, which gives weak axes less weight.
+   (Doing this repeatedly makes it worse: the estimates shrink towards the strong axes.)
 """
 
 from dataclasses import dataclass
@@ -28,7 +30,9 @@ _SIGN_STARTS = 200
 
 @dataclass(frozen=True, slots=True)
 class Cloud:
-    """Points (n, k) with their principal axes as columns (k, k), strongest first, and their deviation along each."""
+    """Points (n, k) with their principal axes as columns (k, k), strongest first, and their
+    deviation along each.
+    """
 
     points: Matrix
     axes: Matrix
@@ -48,7 +52,9 @@ class Cloud:
 
 
 def align(signs: Matrix, reference: Matrix) -> Matrix:
-    """Weights (m, d) that send sketches (n, m) to centred vectors like `reference` (k, d), found by matching alone."""
+    """Weights (m, d) that send sketches (n, m) to centred vectors like `reference` (k, d), found by
+    matching alone.
+    """
     sketches, vectors = Cloud.of(signs), Cloud.of(reference[:_N_REFERENCE])
     weights = _by_third_moments(sketches, vectors)
     rng = np.random.default_rng(0)
@@ -63,7 +69,9 @@ def align(signs: Matrix, reference: Matrix) -> Matrix:
 
 
 def _by_third_moments(sketches: Cloud, vectors: Cloud) -> Matrix:
-    """Weights (m, d) that send the k-th strongest axis to the k-th strongest, with the signs that fit best."""
+    """Weights (m, d) that send the k-th strongest axis to the k-th strongest, with the signs that
+    fit best.
+    """
     n_axes = _SIGNED_AXES
     agreement = _third_moments(sketches.on_axes(n_axes)) * _third_moments(vectors.on_axes(n_axes))
     same = _best_signs(agreement) * vectors.spread[:n_axes] / sketches.spread[:n_axes]
@@ -80,7 +88,9 @@ def _third_moments(points: Matrix) -> Matrix:
 
 
 def _best_signs(agreement: Matrix) -> Matrix:
-    """The signs s with the largest sum of s_i s_j s_k `agreement`_ijk, by coordinate ascent from many starts."""
+    """The signs s with the largest sum of s_i s_j s_k `agreement`_ijk, by coordinate ascent from
+    many starts.
+    """
     rng = np.random.default_rng(0)
     best, best_sum = np.ones(len(agreement), np.float32), -np.inf
     for _ in range(_SIGN_STARTS):
@@ -111,7 +121,9 @@ def _match(estimates: Matrix, vectors: Cloud, n_axes: int) -> NDArray[np.intp]:
 def _rotation(
     sketches: Cloud, rows: NDArray[np.intp], vectors: Cloud, matched: NDArray[np.intp], n_axes: int
 ) -> Matrix:
-    """Weights of the rotation that lays the rows best over what they matched (Schönemann, Psychometrika 1966)."""
+    """Weights of the rotation that lays the rows best over what they matched (Schönemann,
+    Psychometrika 1966).
+    """
     n_axes = min(2 * n_axes, len(vectors.spread), len(sketches.spread))
     left, _, right = np.linalg.svd(
         sketches.on_axes(n_axes, rows).T @ vectors.on_axes(n_axes, matched)

@@ -22,7 +22,9 @@ _GENERATED_FIELDS = ("category", "pos")
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Vectors of unit length (n, d), as many fields of metadata as are worth a token, and vectors not among them."""
+    """Vectors of unit length (n, d), as many fields of metadata as are worth a token, and vectors
+    not among them.
+    """
 
     name: str
     vectors: Matrix
@@ -47,7 +49,8 @@ class Corpus:
 
     @classmethod
     def generate(cls, n_vectors: int, dimension: int, seed: int) -> Self:
-        """Draw clustered vectors of low effective rank with a mean direction, as sentence embeddings have.
+        """Draw clustered vectors of low effective rank with a mean direction, as sentence
+        embeddings have.
 
         Clusters are of unequal size and spread unequally over the axes, so that axes are told apart
         by variance and skewness, which is what an attack without known pairs goes by.

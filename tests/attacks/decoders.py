@@ -19,14 +19,18 @@ _LOGISTIC_STEPS = 25
 
 
 def mean_cosine(estimates: Matrix, truth: Matrix) -> float:
-    """Mean cosine between rows (n, d); the rows of `truth` have length 1, an estimate of length 0 counts 0."""
+    """Mean cosine between rows (n, d); the rows of `truth` have length 1, an estimate of length 0
+    counts 0.
+    """
     norms = np.linalg.norm(estimates, axis=1)
     products = np.vecdot(estimates, truth)
     return float(np.mean(np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)))
 
 
 def ridge_cosine(known: tuple[Matrix, Matrix], unseen: tuple[Matrix, Matrix]) -> float:
-    """Centred cosine that linear regression from signs (n, m) to vectors (n, d) reaches on unseen pairs."""
+    """Centred cosine that linear regression from signs (n, m) to vectors (n, d) reaches on unseen
+    pairs.
+    """
     return max(mean_cosine(unseen[0] @ weights, unseen[1]) for weights in ridge(*known))
 
 
@@ -51,7 +55,8 @@ def ridge(
 def hyperplane_cosine(
     known: tuple[Matrix, Matrix], unseen: tuple[Matrix, Matrix], covariance: Matrix
 ) -> float:
-    """Centred cosine reached by recovering each bit's hyperplane first, then solving for the vector.
+    """Centred cosine reached by recovering each bit's hyperplane first, then solving for the
+    vector.
 
     `covariance` (d, d) of the vectors is what the attacker expects of a vector before seeing its
     sketch.
@@ -65,7 +70,8 @@ def hyperplane_cosine(
 
 
 def hyperplanes(signs: Matrix, vectors: Matrix, covariance: Matrix) -> Matrix:
-    """Unit normals (d, m) from one logistic regression a bit, all at once: Nesterov's accelerated gradient descent.
+    """Unit normals (d, m) from one logistic regression a bit, all at once: Nesterov's accelerated
+    gradient descent.
 
     In the coordinates where `covariance` is white the loss is well conditioned and steps of one
     length suit all bits.
@@ -91,7 +97,9 @@ def hyperplanes(signs: Matrix, vectors: Matrix, covariance: Matrix) -> Matrix:
 
 
 def _decode(signs: Matrix, planes: Matrix, covariance: Matrix) -> Iterator[Matrix]:
-    """Estimates (n, d) by least squares on the normals, drawn to `covariance` with several strengths."""
+    """Estimates (n, d) by least squares on the normals, drawn to `covariance` with several
+    strengths.
+    """
     prior = np.linalg.inv(_shrunk(covariance))
     products = planes @ planes.T
     unit = np.trace(products) / np.trace(prior)

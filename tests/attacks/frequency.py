@@ -1,4 +1,6 @@
-"""The column `tokens` of a stolen table, as upserts write it, against the frequencies in another sample."""
+"""The column `tokens` of a stolen table, as upserts write it, against the frequencies in another
+sample.
+"""
 
 import uuid
 from collections import Counter
@@ -20,7 +22,8 @@ _DEK = b"data key of an index under attack"[:32]
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """Of one field: share of items whose value is recovered from their token, and what that is to be compared with.
+    """Of one field: share of items whose value is recovered from their token, and what that is to
+    be compared with.
 
     `recovered` is for an attacker who knows which field each token is of, `field_unknown` for one
     who has the column alone; `guessed` is for always guessing the most frequent value.
@@ -33,7 +36,9 @@ class Recovered:
 
 
 def attack(stored: Fields, known: Fields) -> dict[str, Recovered]:
-    """Match ranks: the k-th most frequent token is taken for the k-th most frequent value in `known`."""
+    """Match ranks: the k-th most frequent token is taken for the k-th most frequent value in
+    `known`.
+    """
     blinder = batch._Blinder(keys.IndexKeys.derive(_DEK, uuid.UUID(int=1)).token_key)
     column = [
         batch._tokens(blinder, dict(zip(stored, item, strict=True)), frozenset())

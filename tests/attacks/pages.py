@@ -6,12 +6,14 @@ from typing import Any
 
 _HEAD = """# The stolen-dump report
 
-Written by `make attack-report` (`tests/attacks/report.py`); do not edit. Corpus: {corpus}.
-The measurements took {minutes} minutes, {cpu_minutes} of processor time on two cores shared with other work.
+Written by `make attack-report` (`tests/attacks/report.py`); do not edit. Corpus: {corpus}. The
+measurements took {minutes} minutes, {cpu_minutes} of processor time on two cores shared with other
+work.
 
-`threat-model.md` says what the figures mean. "Centred cosine" is the mean cosine between an attacker's estimate and the
-truth, both without the mean of all vectors, over 2,000 items that the attacker had not seen. The attacker is given
-the mean, the field that a token belongs to, and the regularisation that works best on the very items judged.
+`threat-model.md` says what the figures mean. "Centred cosine" is the mean cosine between an
+attacker's estimate and the truth, both without the mean of all vectors, over 2,000 items that the
+attacker had not seen. The attacker is given the mean, the field that a token belongs to, and the
+regularisation that works best on the very items judged.
 """
 _PAIRS = """## (a) Known pairs of vector and stored sketch
 
@@ -25,39 +27,41 @@ Ridge regression / logistic recovery of each bit's hyperplane, then least square
 {by_decoder}"""
 _UNPAIRED = """## (b) No pairs: alignment with an independent sample
 
-Centred cosine. Same corpus: half of it is stored, the attacker has 16,000 vectors of the other half. Another: nouns are
-stored, the attacker has verbs, adjectives and adverbs. Last column: the same corpus, and 2,000 known pairs besides.
+Centred cosine. Same corpus: half of it is stored, the attacker has 16,000 vectors of the other
+half. Another: nouns are stored, the attacker has verbs, adjectives and adverbs. Last column: the
+same corpus, and 2,000 known pairs besides.
 
 {table}"""
 _STRUCTURE = """## (c) Neighbours, (d) members, (f) links
 
-(c) Share of an item's true 10 nearest among the 10 nearest stored sketches. (d) True minus false positives when asked
-whether a text is stored, with a decoder from 200 or 2,000 known pairs, or aligned as in (b). (f) Two indexes with
-the same 2,000 items: chance that sketches of one item agree more than those of two (.5 says nothing), and share
-linked by the closest sketch (chance is {chance}); no item key is in both. Last columns: share of bits that differ when
-the same item is stored again, and when its vector is stored under another id.
+(c) Share of an item's true 10 nearest among the 10 nearest stored sketches. (d) True minus false
+positives when asked whether a text is stored, with a decoder from 200 or 2,000 known pairs, or
+aligned as in (b). (f) Two indexes with the same 2,000 items: chance that sketches of one item agree
+more than those of two (.5 says nothing), and share linked by the closest sketch (chance is
+{chance}); no item key is in both. Last columns: share of bits that differ when the same item is
+stored again, and when its vector is stored under another id.
 
 {table}"""
 _VERSIONS = """## (h) Old versions
 
-Fifteen versions of an item lie in old copies of the table. Share of the bits of the last one that the majority of all
-versions gets wrong, by the change between versions as a share of the vector's length. Below the share of flips, noise
-has averaged away.
+Fifteen versions of an item lie in old copies of the table. Share of the bits of the last one that
+the majority of all versions gets wrong, by the change between versions as a share of
+the vector's length. Below the share of flips, noise has averaged away.
 
 {table}"""
 _FREQUENCY = """## (e) Frequency attack on tokens
 
-The column `tokens` as upserts write it: one array an item, sorted. Tokens are deterministic: the k-th most frequent
-token is taken for the k-th most frequent value of a sample, half of the corpus each. Share of items whose value is
-recovered, when the attacker knows which field each token is of and when not, and by always guessing the most frequent
-value.
+The column `tokens` as upserts write it: one array an item, sorted. Tokens are deterministic: the
+k-th most frequent token is taken for the k-th most frequent value of a sample, half of the corpus
+each. Share of items whose value is recovered, when the attacker knows which field each token is of
+and when not, and by always guessing the most frequent value.
 
 {table}"""
 _PRICE = """## (g) The price
 
-Share of the true 10 nearest in the pool, exact scan of the sketches. Then the smallest of these pools with .97 or more
-(else the largest), and the median time of a search with it: a quarter of 256 lists, opening and reranking included, one
-client, on the same shared machine.
+Share of the true 10 nearest in the pool, exact scan of the sketches. Then the smallest of these
+pools with .97 or more (else the largest), and the median time of a search with it: a quarter of 256
+lists, opening and reranking included, one client, on the same shared machine.
 
 {table}
 ![recall by what an attacker learns](images/price.png)

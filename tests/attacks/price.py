@@ -25,7 +25,9 @@ _N_TIMED = 60
 
 
 def recall_in_pools(stolen: StolenIndex, corpus: Corpus) -> dict[int, float]:
-    """Share of the true 10 nearest of a query that are among the nearest sketches, by size of the pool; no lists."""
+    """Share of the true 10 nearest of a query that are among the nearest sketches, by size of the
+    pool; no lists.
+    """
     queries = corpus.queries[:_N_QUERIES]
     true = nearest_rows(queries, corpus.vectors, _TOP_K)
     sketches = as_signs(stolen.encoder.encode_queries(queries))
@@ -54,7 +56,8 @@ def database() -> Iterator[psycopg.Connection]:
 def latency_ms(
     connection: psycopg.Connection, stolen: StolenIndex, corpus: Corpus
 ) -> dict[int, float]:
-    """Median time of a search in milliseconds by pool: scan of a quarter of 256 lists, opening the pool, reranking.
+    """Median time of a search in milliseconds by pool: scan of a quarter of 256 lists, opening the
+    pool, reranking.
 
     The share of flips changes the pool that is needed, not the time that a pool takes.
     """

@@ -122,7 +122,9 @@ def known_pairs(
 
 
 def unpaired(corpus: Corpus, setting: Setting) -> dict[str, Any]:
-    """Centred cosine through a sample of the same corpus, alone and with 2,000 known pairs, and of another corpus."""
+    """Centred cosine through a sample of the same corpus, alone and with 2,000 known pairs, and of
+    another corpus.
+    """
     stolen = steal(corpus.half(first=True).vectors, setting)
     reference = stolen.lift(corpus.half(first=False).vectors)
     weights = align(stolen.signs, reference)
@@ -148,7 +150,9 @@ def unpaired(corpus: Corpus, setting: Setting) -> dict[str, Any]:
 
 
 def frequencies(corpus: Corpus) -> dict[str, dict[str, float]]:
-    """Share of values recovered from tokens, by field: half of the corpus is stored, the other half is known."""
+    """Share of values recovered from tokens, by field: half of the corpus is stored, the other half
+    is known.
+    """
     found = frequency.attack(corpus.half(first=True).fields, corpus.half(first=False).fields)
     return {field: asdict(one) for field, one in found.items()}
 

@@ -1,4 +1,6 @@
-"""What a thief of the database holds: the sketches as `app.engine.sketches.encoder.Encoder` stores them, flips and all."""
+"""What a thief of the database holds: the sketches as `app.engine.sketches.encoder.Encoder` stores
+them, flips and all.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -26,7 +28,9 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class StolenIndex:
-    """Stored sketches as ±1 (n, m) and, for the judge alone, the encoder and the truth: centred unit vectors (n, d)."""
+    """Stored sketches as ±1 (n, m) and, for the judge alone, the encoder and the truth: centred
+    unit vectors (n, d).
+    """
 
     setting: Setting
     encoder: Encoder

@@ -10,7 +10,9 @@ _NEIGHBOURS = 10
 
 
 def neighbours_shown(stolen: StolenIndex, n_items: int = 1_000) -> float:
-    """Share of the true 10 nearest items of an item that are among the 10 nearest stored sketches of its sketch."""
+    """Share of the true 10 nearest items of an item that are among the 10 nearest stored sketches
+    of its sketch.
+    """
     seen = nearest_rows(stolen.signs[:n_items], stolen.signs, _NEIGHBOURS + 1)
     true = nearest_rows(stolen.truth[:n_items], stolen.truth, _NEIGHBOURS + 1)
     shared = [
@@ -40,7 +42,8 @@ def membership_advantage(
 def linked_across_indexes(
     vectors: Matrix, setting: Setting, n_items: int = 2_000
 ) -> dict[str, float]:
-    """How well sketches of the same items in two indexes are told apart from those of different items.
+    """How well sketches of the same items in two indexes are told apart from those of different
+    items.
 
     `auc`: chance that two sketches of one item are nearer than two of different items (.5 is
     chance). `rank_1`: share of items whose nearest sketch in the other index is their own (1 / n is
@@ -65,7 +68,9 @@ def linked_across_indexes(
 
 
 def link_rate(one: Matrix, other: Matrix) -> tuple[float, float]:
-    """`auc` and `rank_1` of `linked_across_indexes` for sketches as ±1 (n, m); row i of both is the same item."""
+    """`auc` and `rank_1` of `linked_across_indexes` for sketches as ±1 (n, m); row i of both is the
+    same item.
+    """
     n_items = len(one)
     agreement = one @ other.T
     own = np.diag(agreement)
@@ -81,7 +86,9 @@ def link_rate(one: Matrix, other: Matrix) -> tuple[float, float]:
 def linked_across_upserts(
     vectors: Matrix, setting: Setting, n_items: int = 500
 ) -> dict[str, float]:
-    """Share of bits in which two stored sketches differ: the same item again, and the same vector under another id."""
+    """Share of bits in which two stored sketches differ: the same item again, and the same vector
+    under another id.
+    """
     keys = item_keys("one", 2 * n_items)
     first, again, copied = (
         as_signs(make_encoder(vectors, setting, "one").encode_items(vectors[:n_items], ids))

@@ -1,4 +1,5 @@
-"""The attacks on generated vectors, quickly: a change that tells a thief more than before fails here.
+"""The attacks on generated vectors, quickly: a change that tells a thief more than before fails
+here.
 
 Bounds are the figures measured when they were set, plus about .02. What an index without flips
 gives away lies above each of them, so forgetting the flips fails; `make attack-report` has the

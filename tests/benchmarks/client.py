@@ -72,7 +72,9 @@ class Load:
 
 
 def run_clients(port: int, requests: Sequence[bytes], n_clients: int, seconds: float) -> Load:
-    """Let clients send the requests in turn, each the next when it has its answer, until the time is over."""
+    """Let clients send the requests in turn, each the next when it has its answer, until the time
+    is over.
+    """
     latencies: list[float] = []
     stop_at = time.perf_counter() + seconds
 

@@ -1,4 +1,5 @@
-"""What the benchmarks search: real embeddings where there are any, else clusters that look a little like them.
+"""What the benchmarks search: real embeddings where there are any, else clusters that look a little
+like them.
 
 `SEALDEX_BENCH_DATA` names a directory with `vectors.f16.npy` (n, d), `queries.f16.npy` and
 `items.jsonl.gz` (a line an item with `id`, `text` and `metadata`).
@@ -62,7 +63,9 @@ def _real(directory: Path, n_queries: int) -> Data:
 
 
 class Clusters:
-    """Vectors around 2,000 centres of low rank, as embeddings of text have them; the same for every process."""
+    """Vectors around 2,000 centres of low rank, as embeddings of text have them; the same for every
+    process.
+    """
 
     def __init__(self, d: int) -> None:
         rng = np.random.default_rng(20261122)
@@ -79,7 +82,9 @@ class Clusters:
 
 
 class Nearest:
-    """The true nearest neighbours of queries among vectors that come piece by piece, and need not be kept."""
+    """The true nearest neighbours of queries among vectors that come piece by piece, and need not
+    be kept.
+    """
 
     def __init__(self, queries: Matrix, k: int) -> None:
         self._queries = queries
@@ -133,7 +138,8 @@ def generated(n: int, d: int, n_queries: int) -> Data:
 
 
 def nearest(vectors: Matrix, queries: Matrix) -> np.ndarray[tuple[int, int], np.dtype[np.intp]]:
-    """Return the rows of `vectors` (unit length) with the largest cosine to each query, best first."""
+    """Return the rows of `vectors` (unit length) with the largest cosine to each query, best
+    first."""
     rows = []
     for start in range(0, len(queries), 100):
         similarity = queries[start : start + 100] @ vectors.T

@@ -8,17 +8,20 @@ Results: TypeAlias = dict[str, Any]
 
 _HEAD = """# Benchmarks
 
-Written by `make bench` (`tests/benchmarks/plot.py`) from the results in `docs/benchmarks/`; do not edit.
+Written by `make bench` (`tests/benchmarks/plot.py`) from the results in `docs/benchmarks/`; do not
+edit.
 
-Measured on a virtual machine with two cores, which the service, its PostgreSQL and the clients share, over HTTP on the
-same machine; other work ran on it at times, so read the ratios rather than the milliseconds. Python was a
-distribution's, built with optimisations. The database is the embedded one, with its settings as they come: every
-acknowledged write is on disk. `recall` is the mean share of the true nearest neighbours, found by brute force over the
-same vectors, that an answer has.
+Measured on a virtual machine with two cores, which the service, its PostgreSQL and the clients
+share, over HTTP on the same machine; other work ran on it at times, so read the ratios rather than
+the milliseconds. Python was a distribution's, built with optimisations. The database is the
+embedded one, with its settings as they come: every acknowledged write is on disk. `recall` is the
+mean share of the true nearest neighbours, found by brute force over the same vectors, that an
+answer has.
 
-To repeat it: `make bench`. `SEALDEX_BENCH_DATA` names a directory with real embeddings (`tests/benchmarks/data.py` says
-in which form), else 60,000 vectors are generated; `SEALDEX_BENCH_LARGEST=60000` keeps the growth from taking
-a quarter of an hour; `SEALDEX_BENCH_RESULTS` puts the results elsewhere.
+To repeat it: `make bench`. `SEALDEX_BENCH_DATA` names a directory with real embeddings
+(`tests/benchmarks/data.py` says in which form), else 60,000 vectors are generated;
+`SEALDEX_BENCH_LARGEST=60000` keeps the growth from taking a quarter of an hour;
+`SEALDEX_BENCH_RESULTS` puts the results elsewhere.
 """
 _PICTURE = """
 ![recall, latency, throughput, growth and ingest]({picture})
@@ -66,7 +69,10 @@ def goals(results: Results) -> Iterator[Goal]:
     """Yield every goal for which there are results, met or missed."""
     for row in results.get("latency", {}).get("rows", []):
         ratio = row["p50_ratio"]
-        name = f"p50 of the top {row['top_k']}, {row['n_lists']} lists, over that of plaintext pgvector at the same recall"
+        name = (
+            f"p50 of the top {row['top_k']}, {row['n_lists']} lists, "
+            "over that of plaintext pgvector at the same recall"
+        )
         wanted = _MOST_OF_PLAIN[row["top_k"]]
         yield Goal(name, f"at most {wanted}", f"{ratio:.2f}", ratio <= wanted)
     for row in results.get("throughput", {}).get("rows", []):
@@ -153,10 +159,14 @@ def _latency(result: Results) -> str:
         for row in result["rows"]
     ]
     text = (
-        f"{result['data']}, {result['n_items']:,} items. Sealdex over HTTP, opening and reranking included; plaintext"
-        " pgvector through psycopg, in the same PostgreSQL, with as many lists and the fewest probes that reach that"
-        " recall. An index trains itself at 10,001 items; trained again at the end, it has the lists for all, or as"
-        " many as it is asked for. The ratio is not the same in every run: scanning floats suffers more from a"
+        f"{result['data']}, {result['n_items']:,} items. Sealdex over HTTP, opening and "
+        "reranking included; plaintext"
+        " pgvector through psycopg, in the same PostgreSQL, with as many lists and the fewest "
+        "probes that reach that"
+        " recall. An index trains itself at 10,001 items; trained again at the end, it has the "
+        "lists for all, or as"
+        " many as it is asked for. The ratio is not the same in every run: scanning floats "
+        "suffers more from a"
         " neighbour who is busy with the memory."
     )
     head = (
@@ -200,7 +210,8 @@ def _throughput(result: Results) -> str:
         for row in result["rows"]
     ]
     text = (
-        f"{result['data']}, top 10, with the automatic number of lists and with more, as `train` was asked for. The"
+        f"{result['data']}, top 10, with the automatic number of lists and with more, as `train` "
+        "was asked for. The"
         " clients take their share of the two cores."
     )
     return _section(
@@ -223,8 +234,10 @@ def _training(result: Results) -> str:
         f"recall@{top_k} {recall:.3f}" for top_k, recall in result["recall"].items()
     )
     text = (
-        f"{result['data']}, {result['n_items']:,} items; afterwards {recalls}. While searches go on, a training leaves"
-        " them a processor and takes longer. Memory is the most that service and database had together."
+        f"{result['data']}, {result['n_items']:,} items; afterwards {recalls}. While searches go "
+        "on, a training leaves"
+        " them a processor and takes longer. Memory is the most that service and database had "
+        "together."
     )
     return _section(
         "Training",
@@ -251,8 +264,10 @@ def _growth(result: Results) -> str:
         for row in result["rows"]
     ]
     text = (
-        f"{result['data']} dimensions; one index that grows and is trained at each size, with the lists that"
-        " the service picks. Memory: the most that one worker had of its own while it grew, trained and searched; the"
+        f"{result['data']} dimensions; one index that grows and is trained at each size, with "
+        "the lists that"
+        " the service picks. Memory: the most that one worker had of its own while it grew, "
+        "trained and searched; the"
         " database with its shared buffers afterwards."
     )
     head = (
@@ -270,8 +285,10 @@ def _stages(result: Results) -> str:
     cells = [(name, *(f"{row['stages_ms'].get(name, 0):.2f}" for row in rows)) for name in shown]
     cells.append(("together", *(f"{total:.2f}" for total in totals)))
     text = (
-        f"{result['data']}, {result['n_items']:,} items, one client, mean milliseconds by the service's own figures"
-        " ([metrics](metrics.md) says what each stage is). `sql` is PostgreSQL and the candidates' way from there."
+        f"{result['data']}, {result['n_items']:,} items, one client, mean milliseconds by the "
+        "service's own figures"
+        " ([metrics](metrics.md) says what each stage is). `sql` is PostgreSQL and the "
+        "candidates' way from there."
     )
     return _section("Stages of a query", text, ("stage", *(row["query"] for row in rows)), cells)
 
@@ -290,9 +307,12 @@ def _filters(result: Results) -> str:
         for row in result["rows"]
     ]
     text = (
-        f"{result['data']}, {result['n_items']:,} items, trained, top {result['top_k']}. Each query is sent without and"
-        " with the filter in turn, so the filter is one that was asked for lately ([filters](filters.md)); the last"
-        " column is that of queries before each of which an item has changed. Ranges and patterns have no tokens."
+        f"{result['data']}, {result['n_items']:,} items, trained, top {result['top_k']}. Each "
+        "query is sent without and"
+        " with the filter in turn, so the filter is one that was asked for lately "
+        "([filters](filters.md)); the last"
+        " column is that of queries before each of which an item has changed. Ranges and "
+        "patterns have no tokens."
     )
     head = (
         "filter",
@@ -321,8 +341,10 @@ def _ingest(found: Sequence[Results]) -> str:
                 )
             )
     text = (
-        "Batches of a thousand with contents and metadata, from four clients in a process of their own. CPU time is"
-        " that of all processes of each part, in milliseconds for a thousand vectors; where other work takes its share"
+        "Batches of a thousand with contents and metadata, from four clients in a process of "
+        "their own. CPU time is"
+        " that of all processes of each part, in milliseconds for a thousand vectors; where "
+        "other work takes its share"
         " of the cores it is steadier than vectors a second."
     )
     head = (

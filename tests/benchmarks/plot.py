@@ -1,4 +1,5 @@
-"""Write docs/benchmarks.md and its picture from docs/benchmarks/*.json: `python -m tests.benchmarks.plot`.
+"""Write docs/benchmarks.md and its picture from docs/benchmarks/*.json: `python -m
+tests.benchmarks.plot`.
 
 `make bench` runs it at the end. What was not measured is left out.
 """

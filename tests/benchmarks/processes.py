@@ -11,7 +11,9 @@ from tests.service.conftest import Service
 
 @dataclass(frozen=True)
 class Cpu:
-    """CPU seconds, of user and system: steadier than wall-clock time where something else runs as well."""
+    """CPU seconds, of user and system: steadier than wall-clock time where something else runs as
+    well.
+    """
 
     service: float
     database: float
@@ -46,7 +48,9 @@ def _cpu_seconds(root: int) -> float:
 
 
 class Peak:
-    """Watches the memory of the workers while its block runs: each one's own, without what they share."""
+    """Watches the memory of the workers while its block runs: each one's own, without what they
+    share.
+    """
 
     _INTERVAL_S = 0.5
 

@@ -24,7 +24,9 @@ _LENGTH_BYTES = 8
 
 @dataclass(frozen=True)
 class Sent:
-    """When the requests were answered, in seconds since the first was sent, and the CPU seconds of the clients."""
+    """When the requests were answered, in seconds since the first was sent, and the CPU seconds of
+    the clients.
+    """
 
     answered_at: list[float]
     cpu_seconds: float
@@ -43,7 +45,9 @@ def write(path: Path, requests: Iterable[bytes]) -> None:
 
 
 def send(port: int, path: Path, n_clients: int) -> Sent:
-    """Send the requests of a file from `n_clients` connections, each the next when it has its answer."""
+    """Send the requests of a file from `n_clients` connections, each the next when it has its
+    answer.
+    """
     command = [
         sys.executable,
         "-m",

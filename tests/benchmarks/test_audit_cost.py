@@ -1,4 +1,6 @@
-"""What the audit log costs an upsert: batches with the log and without, in turns, so that noise falls on both."""
+"""What the audit log costs an upsert: batches with the log and without, in turns, so that noise
+falls on both.
+"""
 
 import statistics
 import time
@@ -39,5 +41,6 @@ async def test_an_upsert_with_and_without_the_audit_log(
             times[is_on].append(time.perf_counter() - start)
     with_log, without = (statistics.median(times[is_on]) * 1000 for is_on in (True, False))
     print(
-        f"\nbatch {batch}: {with_log:.2f} ms with the log, {without:.2f} ms without, ratio {with_log / without:.3f}"
+        f"\nbatch {batch}: {with_log:.2f} ms with the log, {without:.2f} ms without, ratio "
+        f"{with_log / without:.3f}"
     )

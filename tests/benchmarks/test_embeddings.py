@@ -1,4 +1,5 @@
-"""Texts through a running service with all-MiniLM-L6-v2: throughput, memory, latency. Needs the extra.
+"""Texts through a running service with all-MiniLM-L6-v2: throughput, memory, latency. Needs the
+extra.
 
 `make bench ARGS=tests/benchmarks/test_embeddings.py` after `make test-embeddings`; run by hand on a
 quiet machine.
@@ -46,7 +47,8 @@ def service(
         service = new_service(Path(directory), **environment)
         service.start()
         print(
-            f"\n== {request.param} worker(s), {psutil.cpu_count()} cores, load {psutil.getloadavg()[0]:.1f}"
+            f"\n== {request.param} worker(s), {psutil.cpu_count()} cores, load "
+            f"{psutil.getloadavg()[0]:.1f}"
         )
         yield service
         service.stop()
@@ -104,7 +106,8 @@ def test_throughput_memory_and_latency(service: Service) -> None:
     seconds = time.perf_counter() - start
     each_ms = 1000 * (cpu_s(service) - start_cpu_s) / (2 * len(glosses))
     print(
-        f"upsert: {2 * len(glosses) / seconds:.0f} texts/s (mean {mean_length:.0f} characters), {rss_mb(service)} MB"
+        f"upsert: {2 * len(glosses) / seconds:.0f} texts/s (mean {mean_length:.0f} characters), "
+        f"{rss_mb(service)} MB"
     )
     print(f"upsert: {each_ms:.1f} ms of one core a text")
 

@@ -1,4 +1,6 @@
-"""Filtered search over HTTP against the unfiltered one: latency in turn, and recall of the true filtered neighbours."""
+"""Filtered search over HTTP against the unfiltered one: latency in turn, and recall of the true
+filtered neighbours.
+"""
 
 import json
 import re
@@ -59,7 +61,8 @@ def scanned(dataset: Data) -> dict[str, Filter]:
 
 
 def _categories(dataset: Data, share: float) -> list[str]:
-    """Return categories that together have about `share` of the items, the largest that fit first."""
+    """Return categories that together have about `share` of the items, the largest that fit
+    first."""
     names = [metadata["category"] for metadata in dataset.metadata]
     wanted, chosen = share * len(names), []
     for name in sorted(set(names), key=names.count, reverse=True):
@@ -136,7 +139,9 @@ def test_filtered_search(filled: Service, dataset: Data, report: Report, state: 
 def measured(
     connection: Connection, dataset: Data, name: str, wanted: Filter, n_queries: int
 ) -> dict[str, Any]:
-    """Send each query without and with the filter, in turn, and compare with the true filtered neighbours."""
+    """Send each query without and with the filter, in turn, and compare with the true filtered
+    neighbours.
+    """
     found_at = np.array(
         [row for row, metadata in enumerate(dataset.metadata) if matches(wanted, metadata)], np.intp
     )

@@ -1,4 +1,5 @@
-"""One index that grows from 10,000 to a million vectors, trained at each size with as many lists as the service picks.
+"""One index that grows from 10,000 to a million vectors, trained at each size with as many lists as
+the service picks.
 
 `SEALDEX_BENCH_LARGEST=60000` ends it earlier.
 """
@@ -129,10 +130,13 @@ def search(service: Service, queries: Matrix, nearest: Nearest) -> dict[str, Any
 
 
 def sizes_mb(service: Service) -> dict[str, float]:
-    """Return the bytes on disk of the index with all that belongs to it, and of its ivfflat index alone."""
+    """Return the bytes on disk of the index with all that belongs to it, and of its ivfflat index
+    alone.
+    """
     statement = """
         SELECT sum(pg_total_relation_size(indrelid)), sum(pg_relation_size(indexrelid))
-        FROM pg_index JOIN pg_class AS relation ON relation.oid = indexrelid WHERE starts_with(relation.relname, 'ivf_')
+        FROM pg_index JOIN pg_class AS relation ON relation.oid = indexrelid
+            WHERE starts_with(relation.relname, 'ivf_')
         """
     with psycopg.connect(service.dsn) as connection:
         found = connection.execute(statement).fetchone()

@@ -1,4 +1,6 @@
-"""Vectors a second, with contents and metadata, from four clients, and the CPU time that each part takes for it."""
+"""Vectors a second, with contents and metadata, from four clients, and the CPU time that each part
+takes for it.
+"""
 
 import base64
 from collections.abc import Iterator

@@ -1,11 +1,12 @@
-"""What float16 costs: recall of an exact search over rounded vectors, and bytes of a sealed vector."""
+"""What float16 costs: recall of an exact search over rounded vectors, and bytes of a sealed
+vector."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.crypto import aead
 from app.domain import Precision
-from app.engine.batch import VECTOR_DTYPES
+from app.engine.keyed import VECTOR_DTYPES
 from tests.benchmarks import data as datasets
 
 N_QUERIES = 500
@@ -16,7 +17,8 @@ def test_float16_finds_what_float32_finds() -> None:
     dimension = data.vectors.shape[1]
     print(f"\n{data.name}: {len(data.vectors):,} x {dimension}, {N_QUERIES} queries, exact search")
     print(
-        "| precision | recall@10 | recall@100 | largest error of a number | bytes of a sealed vector |"
+        "| precision | recall@10 | recall@100 | largest error of a number | bytes of a sealed "
+        "vector |"
     )
     print("|---|---|---|---|---|")
     for precision in Precision:

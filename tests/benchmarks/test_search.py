@@ -1,4 +1,6 @@
-"""Encrypted search over HTTP against plaintext pgvector through psycopg: one PostgreSQL, one run, in turn."""
+"""Encrypted search over HTTP against plaintext pgvector through psycopg: one PostgreSQL, one run,
+in turn.
+"""
 
 import json
 import time
@@ -57,11 +59,14 @@ def lists_of(service: Service) -> int:
 
 
 def index_alike(plain: psycopg.Connection[Any], service: Service) -> int:
-    """Give the plaintext table an ivfflat index with as many lists as ours has, and return their number."""
+    """Give the plaintext table an ivfflat index with as many lists as ours has, and return their
+    number.
+    """
     n_lists = lists_of(service)
     plain.execute("DROP INDEX IF EXISTS plain_ivf")
     plain.execute(
-        f"CREATE INDEX plain_ivf ON plain USING ivfflat (embedding vector_cosine_ops) WITH (lists = {n_lists})"
+        "CREATE INDEX plain_ivf ON plain USING ivfflat (embedding vector_cosine_ops) WITH "
+        f"(lists = {n_lists})"
     )
     plain.execute("VACUUM ANALYZE plain")
     return n_lists
@@ -108,7 +113,9 @@ def recall(search: Search, dataset: Data, k: int) -> float:
 def fewest_probes(
     plain: psycopg.Connection[Any], dataset: Data, k: int, wanted: float
 ) -> tuple[int, float]:
-    """Set and return the smallest number of probes with which the plaintext index reaches `wanted` recall."""
+    """Set and return the smallest number of probes with which the plaintext index reaches `wanted`
+    recall.
+    """
     search = search_plain(plain, dataset, k)
     for n_probes in (
         1,

@@ -61,7 +61,8 @@ def test_timing_a_request_costs_microseconds() -> None:
 
 
 def stages(service: Service, dataset: Data, options: dict[str, Any]) -> dict[str, float]:
-    """Return the mean time of each stage of a query with `options`, in milliseconds, longest first."""
+    """Return the mean time of each stage of a query with `options`, in milliseconds, longest
+    first."""
     name = {"index_name": INDEX, "index_key": KEY}
     bodies = [
         request("vectors/query", {**name, "query_vectors": query.tolist(), **options})

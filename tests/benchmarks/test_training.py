@@ -139,7 +139,9 @@ def test_openai_embeddings_keep_their_order(bench_service: Service, report: Repo
 
 
 def ada_002() -> Matrix:
-    """Return the embeddings that `SEALDEX_BENCH_OPENAI` names, the first 163 rows of which are by ada-002."""
+    """Return the embeddings that `SEALDEX_BENCH_OPENAI` names, the first 163 rows of which are by
+    ada-002.
+    """
     directory = os.environ.get("SEALDEX_BENCH_OPENAI")
     if directory is None:
         rng = np.random.default_rng(3)
@@ -208,7 +210,9 @@ def latencies(connection: Connection, bodies: list[bytes]) -> list[float]:
 
 @contextmanager
 def load(service: Service, bodies: list[bytes], *, is_on: bool) -> Iterator[list[float]]:
-    """Send queries while the block runs, if `is_on`; the list fills with their latencies in seconds."""
+    """Send queries while the block runs, if `is_on`; the list fills with their latencies in
+    seconds.
+    """
     is_over = threading.Event()
     taken: list[float] = []
 
@@ -228,7 +232,9 @@ def load(service: Service, bodies: list[bytes], *, is_on: bool) -> Iterator[list
 
 @contextmanager
 def peak_memory(service: Service) -> Iterator[Callable[[], float]]:
-    """Give a function that returns the most memory that service and database took together in the block, in MB."""
+    """Give a function that returns the most memory that service and database took together in the
+    block, in MB.
+    """
     is_over = threading.Event()
     peaks = [0.0]
 

@@ -1,4 +1,5 @@
-"""LangChain's own suite for vector stores, against the store in the vendor's SDK and a running service.
+"""LangChain's own suite for vector stores, against the store in the vendor's SDK and a running
+service.
 
 Run by `test_langchain.py` in an environment of its own; URL and API key come from COMPAT_URL and
 COMPAT_API_KEY.
@@ -44,7 +45,9 @@ NO_IDS = "the store returns documents without their ids"
 
 
 def client_side(name: str) -> Any:
-    """Return the suite's test called `name`, expected to fail for what the SDK's store does by itself."""
+    """Return the suite's test called `name`, expected to fail for what the SDK's store does by
+    itself.
+    """
     inherited = getattr(VectorStoreIntegrationTests, name)
     return pytest.mark.xfail(reason=NO_IDS, strict=True)(copy_of(inherited))
 
@@ -85,7 +88,9 @@ class TestStandard(VectorStoreIntegrationTests):
 
 
 class StoreWithIds(CyborgVectorStore):
-    """The store with what it lacks for the rest of the suite: it minds the ids of documents, and finds them by id."""
+    """The store with what it lacks for the rest of the suite: it minds the ids of documents, and
+    finds them by id.
+    """
 
     def add_documents(self, documents: list[Document], ids: Any = None, **_: Any) -> list[str]:
         own = [document.id or secrets.token_hex(8) for document in documents]

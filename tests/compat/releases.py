@@ -1,4 +1,5 @@
-"""Runs the scenarios with releases of the vendor's SDKs against a running service, and prints the matrix.
+"""Runs the scenarios with releases of the vendor's SDKs against a running service, and prints the
+matrix.
 
     python -m tests.compat.releases http://127.0.0.1:8000 ROOT_KEY [--write]
 
@@ -93,7 +94,9 @@ def run_python(release: str, url: str, api_key: str) -> Outcome:
 
 
 def run_langchain(release: str, url: str, api_key: str, *more: str) -> Outcome:
-    """Run LangChain's suite on the store in a release of the Python SDK; `more` are arguments of pytest."""
+    """Run LangChain's suite on the store in a release of the Python SDK; `more` are arguments of
+    pytest.
+    """
     sdk = sysconfig.get_path("purelib", vars={"base": str(python_environment(release).parents[1])})
     environment = {
         **os.environ,

@@ -1,4 +1,5 @@
-"""One scenario with the vendor's Python SDK, any release from 0.11 on: `python scenario.py URL API_KEY`.
+"""One scenario with the vendor's Python SDK, any release from 0.11 on: `python scenario.py URL
+API_KEY`.
 
 It runs in a virtual environment of that release, so it imports nothing of the project. Prints a
 JSON object: what each step ended in, "pass", "fail: …", or "no: …" for what the release itself

@@ -1,4 +1,6 @@
-"""The scenario with releases of the vendor's SDKs, unmodified, and LangChain's suite on their store."""
+"""The scenario with releases of the vendor's SDKs, unmodified, and LangChain's suite on their
+store.
+"""
 
 import tempfile
 from collections.abc import Iterator

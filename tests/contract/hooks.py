@@ -1,4 +1,4 @@
-"""Sends most of what Schemathesis makes up to an index that is there, so that it gets beyond "unknown index".
+"""Sends most of what Schemathesis makes up to an index that exists.
 
 Loaded by the command `schemathesis` through SCHEMATHESIS_HOOKS. One body in five stays as it was
 made.
@@ -37,5 +37,5 @@ def _with_vector(item: Any) -> Any:
 
 
 def _cut(vector: Sequence[Any]) -> list[Any]:
-    """Three numbers where there were numbers; what is no list of numbers keeps what is wrong with it."""
+    """Three numbers where there were numbers; what is no list of numbers stays as it is."""
     return (list(vector) * DIMENSION)[:DIMENSION] if vector else [1.0, 0.0, 0.0]

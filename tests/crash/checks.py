@@ -1,4 +1,6 @@
-"""What must be true of the database after a crash, whatever was acknowledged. Asked in SQL, which needs no key."""
+"""What must be true of the database after a crash, whatever was acknowledged. Asked in SQL, which
+needs no key.
+"""
 
 from typing import Any
 
@@ -23,7 +25,10 @@ _LEFTOVERS = """
     UNION ALL
     SELECT 'temporary table ' || relname FROM pg_class WHERE relkind = 'r' AND relpersistence = 't'
     """
-_PROBLEMS = "SELECT format('chain %s, entry %s: %s', chain, position, problem) FROM sealdex_views.audit_problems"
+_PROBLEMS = (
+    "SELECT format('chain %s, entry %s: %s', chain, position, problem)"
+    " FROM sealdex_views.audit_problems"
+)
 _N_WRITES = """
     SELECT count(*) FROM sealdex_views.audit
     WHERE index_name = %(name)s AND operation IN ('upsert', 'delete_items') AND outcome = 'done'

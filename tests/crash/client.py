@@ -101,7 +101,8 @@ class Client:
         wanted = {name: item for name in names if (item := self.state.get(name)) is not None}
         if found != wanted:
             raise Broken(
-                f"client {self.number}: read something else than was acknowledged: {differing(found, wanted)}"
+                f"client {self.number}: read something else than was acknowledged: "
+                f"{differing(found, wanted)}"
             )
         return True
 
@@ -113,7 +114,9 @@ class Client:
         return {name: found.get(name) for name in names}
 
     def _post(self, http: httpx.Client, route: str, body: dict[str, Any]) -> dict[str, Any] | None:
-        """The answer, or None when there was none or it says "not now". Raises `Broken` for any other refusal."""
+        """The answer, or None when there was none or it says "not now". Raises `Broken` for any
+        other refusal.
+        """
         try:
             answer = http.post(f"vectors/{route}", json={**self.index, **body})
         except httpx.TransportError:
@@ -129,7 +132,8 @@ class Client:
         return f"{self.number}-{number}"
 
     def _item(self, name: str) -> Item:
-        """A version of an item that no other equals in any part; all numbers are exact in float32."""
+        """A version of an item that no other equals in any part; all numbers are exact in
+        float32."""
         number = int(name.split("-")[1])
         return {
             "id": name,

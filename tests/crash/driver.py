@@ -139,7 +139,9 @@ class Run:
                 self.n_trained += 1
 
     def _wait_for_writes(self, count: int) -> None:
-        """Let the clients write `count` times more: the fault then hits a busy service, however slow the machine."""
+        """Let the clients write `count` times more: the fault then hits a busy service, however
+        slow the machine.
+        """
         wanted = count + sum(client.n_acknowledged for client in self.clients)
         deadline = time.monotonic() + _PATIENCE_S
         while sum(client.n_acknowledged for client in self.clients) < wanted:
@@ -187,7 +189,9 @@ class Run:
             raise Broken(f"without its database the service took {took:.0f} s to stop")
 
     def _wait_for_orphans(self) -> None:
-        """Workers end within a second of their supervisor; until then they answer whoever waits for the next."""
+        """Workers end within a second of their supervisor; until then they answer whoever waits for
+        the next.
+        """
         deadline = time.monotonic() + _PATIENCE_S
         with contextlib.suppress(httpx.TransportError):
             while time.monotonic() < deadline:
@@ -246,7 +250,9 @@ class Run:
             raise Broken(f"no training after the restart: {trained['message']}")
 
     def _check_audit(self) -> None:
-        """The chain is whole, and has each write that was acknowledged once, and none that was not sent."""
+        """The chain is whole, and has each write that was acknowledged once, and none that was not
+        sent.
+        """
         if problems := checks.audit_problems(self.service.dsn):
             raise Broken(f"the audit log is not whole: {problems[:3]}")
         # The first is that of the items nobody touches.
@@ -288,11 +294,16 @@ class Run:
         n_acknowledged = sum(client.n_acknowledged for client in self.clients)
         n_in_doubt = sum(client.n_in_doubt for client in self.clients)
         writes = f"{n_acknowledged:,} writes acknowledged, {n_in_doubt:,} in doubt"
-        return f"{self.faults.total()} cycles ({faults}), {writes}, {self.n_trained:,} trainings finished under way"
+        return (
+            f"{self.faults.total()} cycles ({faults}), {writes}, {self.n_trained:,} trainings "
+            "finished under way"
+        )
 
 
 def crash(n_cycles: int, seed: int) -> str:
-    """Run `n_cycles` cycles and return the figures. Raises `Broken`, naming seed, cycle and where the data is."""
+    """Run `n_cycles` cycles and return the figures. Raises `Broken`, naming seed, cycle and where
+    the data is.
+    """
     assert (bin_dir() / "postgres").exists()
     directory = Path(tempfile.mkdtemp(prefix="sealdex-crash-"))
     service = new_service(

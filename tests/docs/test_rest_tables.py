@@ -12,7 +12,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.routes import HTTPRoute
 from msgspec import inspect
 
-from app.api import schemas
+from app.api import item_bodies
 from app.server.application import create_app
 from app.settings import Settings
 from tests.service.conftest import Service
@@ -27,7 +27,7 @@ DOCUMENTS = {"/v1/openapi.json", "/v1/docs", "/v1/redoc"}
 STATS = "POST /v1/indexes/stats"
 KEY = "5ea1" * 16
 # What a field that is left out counts as, where a struct says None.
-COUNTS_AS = {"top_k": str(schemas._DEFAULT_TOP_K), "metric": "euclidean"}
+COUNTS_AS = {"top_k": str(item_bodies._DEFAULT_TOP_K), "metric": "euclidean"}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from app.training.trainer import automatic_n_lists, build_memory_mb
+from app.engine.sketches.ivf import automatic_n_lists, build_memory_mb
 from tests.docs.sizes import CONTENTS, Client
 from tests.service.conftest import Service
 

@@ -1,4 +1,5 @@
-"""Real weights in a real service. They need the extra, so they run on demand: `make test-embeddings`.
+"""Real weights in a real service. They need the extra, so they run on demand: `make test-
+embeddings`.
 
 Without it they are skipped, and say so; with SEALDEX_TEST_EMBEDDINGS=required, as in continuous
 integration, they fail.

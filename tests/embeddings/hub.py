@@ -34,7 +34,8 @@ def content(name: str, directory: Path, path: str) -> bytes | None:
 
 @contextmanager
 def serve_hub(name: str, directory: Path) -> Iterator[str]:
-    """Give the address of a hub that has the model in `directory` under `name`, and nothing else."""
+    """Give the address of a hub that has the model in `directory` under `name`, and nothing
+    else."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:

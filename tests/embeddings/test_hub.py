@@ -1,4 +1,6 @@
-"""Models from the hub, by a running service: the hub's library reads its variables when it is imported."""
+"""Models from the hub, by a running service: the hub's library reads its variables when it is
+imported.
+"""
 
 import shutil
 import tempfile

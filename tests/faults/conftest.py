@@ -1,4 +1,4 @@
-"""A database and a service that may be harmed, shared by the tests of this directory; each mends what it broke."""
+"""A database and a service that may be harmed. Each test mends what it broke."""
 
 import asyncio
 import tempfile
@@ -16,6 +16,7 @@ from tests.service.conftest import Service, new_service
 
 RECEIVE_TIMEOUT_S = 1.5
 REQUESTS_IN_WORK = 8
+ARRIVING_BODIES = 16
 
 
 @pytest.fixture(scope="package")
@@ -46,6 +47,7 @@ def running(postgres: Postgres) -> Iterator[Service]:
             SEALDEX_WORKERS="1",
             SEALDEX_RECEIVE_TIMEOUT_S=str(RECEIVE_TIMEOUT_S),
             SEALDEX_MAX_REQUESTS_IN_WORK=str(REQUESTS_IN_WORK),
+            SEALDEX_MAX_ARRIVING_BODIES=str(ARRIVING_BODIES),
             SEALDEX_ALLOW_MODEL_DOWNLOADS="false",
         )
         service.start()

@@ -50,7 +50,7 @@ class Postgres(EmbeddedPostgres):
 
 @dataclass
 class Cut:
-    """When to cut a connection: as `at` goes by, once `first` has, after passing it on or before."""
+    """When to cut a connection: as `at` goes by after `first`, before or after passing it on."""
 
     first: bytes
     at: bytes

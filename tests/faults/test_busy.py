@@ -1,4 +1,4 @@
-"""Every connection is taken, or a statement takes too long: 503 in time, and all is well when it is over."""
+"""Every connection is taken, or a statement takes too long: 503 in time, and then all is well."""
 
 import asyncio
 

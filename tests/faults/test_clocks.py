@@ -29,14 +29,16 @@ _SKEWED = """
         RETURN pg_catalog.now() + (SELECT difference FROM skewed.skew);
     DO $$ BEGIN
         -- What is named before pg_catalog is found before it.
-        EXECUTE format('ALTER DATABASE %I SET search_path = skewed, pg_catalog, public', current_database());
+        EXECUTE format(
+            'ALTER DATABASE %I SET search_path = skewed, pg_catalog, public', current_database()
+        );
     END $$
     """
 
 
 @pytest.fixture
 async def set_clock(database_dsn: str) -> AsyncIterator[SetClock]:
-    """Sets the clock of the database to so much after the true time, for all that asks it for the time."""
+    """Sets the clock of the database to some time after the true one, for all that ask."""
     async with await psycopg.AsyncConnection.connect(database_dsn, autocommit=True) as admin:
         await admin.execute(_SKEWED)
 
@@ -57,21 +59,29 @@ async def ask(client: httpx.AsyncClient, times: int) -> list[int]:
 
 
 async def test_a_clock_that_is_set_back_neither_locks_a_key_out_nor_gives_it_a_new_account(
-    limited: Settings, set_clock: SetClock
+    limited: Settings, set_clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clock = Clock()
+    monkeypatch.setattr("app.services.limits.monotonic", clock)
     async with serve(limited) as client:
         assert await ask(client, 5) == [200, 200, 200, 429, 429]
+        # A refusal is remembered for a second.
+        clock.offset_s += 1
         await set_clock("-1 hour")
         assert await ask(client, 3) == [200, 429, 429]
+        clock.offset_s += 1
         await set_clock("-1 year")
         assert await ask(client, 3) == [200, 429, 429]
 
 
 async def test_a_clock_that_is_set_forward_gives_a_key_no_more_than_what_it_may_be_ahead(
-    limited: Settings, set_clock: SetClock
+    limited: Settings, set_clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clock = Clock()
+    monkeypatch.setattr("app.services.limits.monotonic", clock)
     async with serve(limited) as client:
         assert await ask(client, 4) == [200, 200, 200, 429]
+        clock.offset_s += 1
         await set_clock("1 year")
         assert await ask(client, 5) == [200, 200, 200, 429, 429]
 

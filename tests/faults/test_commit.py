@@ -1,4 +1,7 @@
-"""The connection to the database is cut at the worst moment: the client is told, and may repeat what it sent."""
+"""The connection to the database is cut at the worst moment.
+
+The client is told, and may repeat what it sent.
+"""
 
 from typing import Any
 
@@ -13,7 +16,8 @@ ITEMS = [
 # What is new goes straight to its place, what may be stored by way of a temporary table.
 COPY, COPY_KNOWN = b"COPY items_", b"COPY incoming"
 IN_DOUBT = (
-    "The connection to the database was lost while it was told to commit: whether the change was made is not known. "
+    "The connection to the database was lost while it was told to commit: "
+    "whether the change was made is not known. "
     "It is safe to send the same items again"
 )
 

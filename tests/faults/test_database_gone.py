@@ -1,4 +1,4 @@
-"""The database stops at once and comes back: clear answers meanwhile, and no restart of the service."""
+"""The database stops and comes back: clear answers meanwhile, and no restart of the service."""
 
 import secrets
 import time

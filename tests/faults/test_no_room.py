@@ -1,4 +1,4 @@
-"""The database has no room left: writes are refused as a whole, reads go on, and with room all is well."""
+"""The database has no room left: writes are refused as a whole, and reads go on."""
 
 import asyncio
 import os

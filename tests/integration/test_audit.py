@@ -95,7 +95,7 @@ async def test_a_change_that_fails_leaves_no_entry(
 async def test_reads_and_refusals_are_recorded_by_setting(
     database_dsn: str, database: psycopg.Connection, is_on: bool
 ) -> None:
-    reader = Caller(name="root", request_id="request-2", operation="query")
+    reader = Caller(name="root", request_id="request-2", operation="query", is_read=True)
     async with ServiceContext.open(
         Settings(database_url=database_dsn, audit_reads=is_on)
     ) as services:
@@ -113,7 +113,7 @@ async def test_reads_and_refusals_are_recorded_by_setting(
     rows = database.execute(
         "SELECT outcome FROM audit_log WHERE operation = 'query' ORDER BY recorded_at"
     ).fetchall()
-    assert rows == ([("done",), ("refused",)] if is_on else [])
+    assert rows == ([("done",), ("refused",), ("failed",)] if is_on else [])
     assert problems(database) == []
 
 
@@ -158,7 +158,10 @@ async def test_truncating_any_month_is_refused(
         ("DELETE FROM audit_log", ["removed"]),
         ("DELETE FROM audit_chains", ["unknown"]),
         (
-            "UPDATE audit_log SET recorded_at = recorded_at - interval '1 s' WHERE operation = 'create'",
+            (
+                "UPDATE audit_log SET recorded_at = recorded_at - interval '1 s'"
+                " WHERE operation = 'create'"
+            ),
             ["changed"],
         ),
         (
@@ -224,7 +227,8 @@ async def test_old_months_are_let_go_of_and_the_rest_is_still_whole(
 ) -> None:
     database.execute("CREATE TABLE audit_log_2020_01 (LIKE audit_log INCLUDING ALL)")
     database.execute(
-        "ALTER TABLE audit_log ATTACH PARTITION audit_log_2020_01 FOR VALUES FROM ('2020-01-01Z') TO ('2020-02-01Z')"
+        "ALTER TABLE audit_log ATTACH PARTITION audit_log_2020_01"
+        " FOR VALUES FROM ('2020-01-01Z') TO ('2020-02-01Z')"
     )
     database.execute(
         "INSERT INTO audit_log (recorded_at, caller, operation, request_id, outcome)"
@@ -287,7 +291,10 @@ async def test_the_auditor_reads_the_views_and_nothing_else(
         with pytest.raises(pg.InsufficientPrivilege):
             database.execute(f"TABLE public.{table}")
     for statement in (
-        "INSERT INTO public.audit_log (caller, operation, request_id, outcome) VALUES ('', '', '', '')",
+        (
+            "INSERT INTO public.audit_log (caller, operation, request_id, outcome)"
+            " VALUES ('', '', '', '')"
+        ),
         "SELECT sealdex_views.drop_audit_before('2020-01-01')",
         "SELECT sealdex_views.add_audit_partitions(1)",
     ):
@@ -298,7 +305,8 @@ async def test_the_auditor_reads_the_views_and_nothing_else(
 def test_no_view_shows_a_sealed_value_or_a_key(template_dsn: str) -> None:
     with psycopg.connect(template_dsn) as database:
         columns = database.execute(
-            "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'sealdex_views'"
+            "SELECT table_name, column_name FROM information_schema.columns"
+            " WHERE table_schema = 'sealdex_views'"
         ).fetchall()
     assert columns
     assert [
@@ -311,8 +319,10 @@ def test_no_view_shows_a_sealed_value_or_a_key(template_dsn: str) -> None:
 def test_every_view_and_its_columns_have_a_comment(template_dsn: str) -> None:
     with psycopg.connect(template_dsn) as database:
         missing = database.execute(
-            "SELECT relname, attname FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0"
+            "SELECT relname, attname FROM pg_class"
+            " JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0"
             " WHERE relnamespace = 'sealdex_views'::regnamespace AND relkind = 'v'"
-            " AND (col_description(pg_class.oid, attnum) IS NULL OR obj_description(pg_class.oid, 'pg_class') IS NULL)"
+            " AND (col_description(pg_class.oid, attnum) IS NULL"
+            " OR obj_description(pg_class.oid, 'pg_class') IS NULL)"
         ).fetchall()
     assert missing == []

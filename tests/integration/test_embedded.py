@@ -105,7 +105,9 @@ def test_a_pid_file_that_names_another_process_is_stale(data_dir: Path) -> None:
 
 
 def test_a_socket_lock_that_names_a_living_process_is_stale(data_dir: Path) -> None:
-    """As a killed server leaves it, whose number another process has by now, or which nobody has reaped yet."""
+    """As a killed server leaves it, whose number another process has by now, or which nobody has
+    reaped yet.
+    """
     with EmbeddedPostgres(data_dir, overrides=QUICK) as server:
         lock = data_dir / "postgres" / ".s.PGSQL.5432.lock"
         left = lock.read_text().splitlines()

@@ -1,8 +1,6 @@
-"""Filtered search against a real PostgreSQL: what is stored, which plan is used, and that no match is missing."""
+"""Filtered search on PostgreSQL: what is stored, which plan is used, that no match is missing."""
 
 import asyncio
-import secrets
-from collections.abc import AsyncIterator
 from typing import Any
 from unittest.mock import Mock
 
@@ -17,28 +15,25 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app import errors, filters, store
 from app.crypto import keys, tokens
 from app.domain import Caller, FieldPolicy, Index, IndexAccess, Item, Matrix, NewIndex, Query
-from app.engine import filtered, plan
-from app.engine.sketches import estimates, token_scan, token_search, token_sets
+from app.engine import costs
+from app.engine.kind import Wanted
+from app.engine.matches import Matches, all_matching
+from app.engine.sketches import estimates, statements
+from app.engine.sketches.kind import Sketches
 from app.services.context import ServiceContext
 from app.settings import Settings
 from app.store.pg import packed_rows
 from app.store.pg.adapters import Tokens
 from app.store.pg.pool import Pool
 from tests import filter_strategies, naive_filters
+from tests.integration.an_index import ACCESS, KEY
+from tests.plans import plan_by_lists, plan_by_tokens
 
 pytestmark = pytest.mark.anyio
 
-KEY = secrets.token_hex(32)
 D = 16
 N_ITEMS = 600
-ACCESS = IndexAccess("test", KEY, Caller())
 EVERYTHING = 10 * N_ITEMS
-
-
-@pytest.fixture
-async def services(settings: Settings) -> AsyncIterator[ServiceContext]:
-    async with ServiceContext.open(settings) as context:
-        yield context
 
 
 def random_vectors(n: int, seed: int = 0) -> Matrix:
@@ -80,7 +75,8 @@ async def divide(engine: AsyncEngine, n_lists: int = 8) -> None:
             f"CREATE INDEX {name} ON {store.tables.partition_name(index.id)} {definition}"
         )
         await connection.exec_driver_sql(
-            "UPDATE indexes SET n_lists = %s, generation = generation + 1, revision = revision + 1, trained_at = now()",
+            "UPDATE indexes SET n_lists = %s, generation = generation + 1,"
+            " revision = revision + 1, trained_at = now()",
             (n_lists,),
         )
 
@@ -123,8 +119,8 @@ async def test_every_filter_gives_the_true_nearest_and_all_there_are(
     n_lists: int,
     min_pool: int,
 ) -> None:
-    monkeypatch.setattr(plan, "_MIN_POOLS", ((1.0, min_pool),))
-    monkeypatch.setattr(token_search, "MIN_POOL", min_pool)
+    monkeypatch.setattr(costs, "UNMEASURED_POOLS", ((1.0, min_pool),))
+    monkeypatch.setattr(costs, "MIN_FILTERED_POOL", min_pool)
     items = await fill(services)
     if n_lists > 1:
         await divide(engine, n_lists)
@@ -163,11 +159,11 @@ def recall(query: Matrix, rows: list[int], found: list[int]) -> float:
 async def test_random_filters_find_what_the_naive_matcher_finds(
     services: ServiceContext, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, n_lists: int
 ) -> None:
-    """Items are updated and deleted between the filters, so the index is never in the same state twice."""
-    monkeypatch.setattr(plan, "_MIN_POOLS", ((1.0, 3),))
-    monkeypatch.setattr(token_search, "MIN_POOL", 3)
-    monkeypatch.setattr(estimates, "_WORTH_KEEPING", 0)
-    monkeypatch.setattr(filtered, "_MAX_EXACT", 10)
+    """Items change between the filters, so the index is never in the same state twice."""
+    monkeypatch.setattr(costs, "UNMEASURED_POOLS", ((1.0, 3),))
+    monkeypatch.setattr(costs, "MIN_FILTERED_POOL", 3)
+    monkeypatch.setattr(estimates, "MIN_ESTIMATED_ITEMS", 0)
+    monkeypatch.setattr(costs, "MAX_EXACT", 10)
     await services.indexes.create(NewIndex(name="test", index_key=KEY, metric="cosine"))
     n_random = 40
     stored: dict[str, dict[str, Any]] = {}
@@ -307,10 +303,8 @@ async def test_the_plans_use_the_indexes_they_are_made_for(
             statistics = sa.text("SELECT tablename FROM pg_stats WHERE attname = 'tokens'")
             assert (await connection.execute(statistics)).all() == []
     clauses = [Tokens([bytes(8)]), Tokens([bytes(8), bytes([1] * 8)])]
-    async with pool.lend() as raw:
-        sketch = bytes((index.sketch_bits or 0) // 8)
-        by_tokens = await token_scan.explain(raw, index, [sketch], clauses, uses_tokens=True)
-        by_sketch = await token_scan.explain(raw, index, [sketch], clauses, uses_tokens=False)
+    by_tokens = await plan_by_tokens(pool, index, clauses)
+    by_sketch = await plan_by_lists(pool, index, clauses)
     assert f"Bitmap Index Scan on {store.tables.partition_name(index.id)}_tokens_idx" in by_tokens
     assert f"Index Scan using {store.tables.ivf_name(index.id, 1)}" in by_sketch
     for text in (by_tokens, by_sketch):
@@ -342,11 +336,16 @@ async def test_a_filter_that_takes_too_long_is_given_up(settings: Settings, pool
         await fill(services)
         assert await services.vectors.count(ACCESS) == N_ITEMS
         opened = await services.vectors._opener.open(ACCESS)
+        assert opened.shape is not None
         tree = filters.grammar.parse({"one": {"$gt": 1}})
-        search = filtered.FilteredSearch(pool, opened, tree, filtered.Known(), timeout_ms=1)
-        await asyncio.sleep(0.01)
+        nothing = np.empty((0, D), np.float32)
+        ask = costs.Ask(top_k=1, pool=1, n_probes=1, target_recall=1)
+        wanted = Wanted(opened, opened.shape, nothing, ask)
+        scan = Sketches().filtered(wanted, tree, pool)
+        matches = Matches(opened, tree, timeout_ms=1)
+        matches._deadline = 0
         with pytest.raises(errors.Unavailable, match="too long"):
-            await search.count()
+            await all_matching(scan, matches)
 
 
 async def test_a_changed_metadata_value_is_reported_and_never_skipped(
@@ -354,7 +353,8 @@ async def test_a_changed_metadata_value_is_reported_and_never_skipped(
 ) -> None:
     await fill(services)
     async with engine.begin() as connection:
-        flip = "UPDATE items SET sealed_metadata = set_byte(sealed_metadata, 20, get_byte(sealed_metadata, 20) # 1)"
+        flipped = "set_byte(sealed_metadata, 20, get_byte(sealed_metadata, 20) # 1)"
+        flip = f"UPDATE items SET sealed_metadata = {flipped}"  # noqa: S608
         await connection.execute(sa.text(flip))
     for wanted in ({"half": "even"}, {"one": {"$gt": 5}}):
         with pytest.raises(errors.DataCorrupted):
@@ -378,14 +378,14 @@ async def test_a_filter_asked_for_again_is_answered_from_memory_and_sees_every_c
     items = await fill(services)
     wanted = {"tenth": 3}
     matching = {item.id for item in items if (item.metadata or {})["tenth"] == 3}
-    everything = Mock(wraps=token_scan.everything)
-    monkeypatch.setattr(token_scan, "everything", everything)
+    everything = Mock(wraps=statements.everything)
+    monkeypatch.setattr(statements, "everything", everything)
     for _ in range(3):
         assert await found_ids(services, wanted) == matching
     assert everything.call_count == 1
     # The other ways are not taken, even when the rows have moved.
-    for name in ("by_tokens", "by_sketch"):
-        monkeypatch.setattr(token_scan, name, Mock(side_effect=AssertionError))
+    for name in ("by_tokens", "by_lists"):
+        monkeypatch.setattr(statements, name, Mock(side_effect=AssertionError))
     async with engine.connect() as connection:
         index = await row_of(connection)
     async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
@@ -425,9 +425,9 @@ async def test_filtered_candidates_that_come_as_several_rows_are_the_same(
 async def test_what_too_many_items_have_is_not_remembered(
     services: ServiceContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_sets, "MAX_ITEMS", N_ITEMS // 10)
+    monkeypatch.setattr(costs, "MAX_SET_ITEMS", N_ITEMS // 10)
     await fill(services)
-    monkeypatch.setattr(token_scan, "everything", Mock(side_effect=AssertionError))
+    monkeypatch.setattr(statements, "everything", Mock(side_effect=AssertionError))
     for wanted, count in (({"half": "even"}, N_ITEMS // 2), ({"flag": True}, N_ITEMS // 4)):
         for _ in range(3):
             assert len(await found_ids(services, wanted)) == count

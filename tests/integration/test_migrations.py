@@ -21,7 +21,8 @@ _UNCOMMENTED = """
     FROM pg_class
     LEFT JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
     WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v')
-      AND (col_description(pg_class.oid, attnum) IS NULL OR obj_description(pg_class.oid, 'pg_class') IS NULL)
+      AND (col_description(pg_class.oid, attnum) IS NULL
+            OR obj_description(pg_class.oid, 'pg_class') IS NULL)
 """
 
 Alembic = Callable[..., str]

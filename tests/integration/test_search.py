@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
@@ -10,37 +9,22 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import errors, store
-from app.domain import Caller, IndexAccess, Item, Matrix, NewIndex, Query
-from app.engine.sketches import sketch_scan
+from app.domain import Caller, IndexAccess, Item, Match, Matrix, NewIndex, Query
 from app.services.context import ServiceContext
 from app.settings import Settings
 from app.store.pg import packed_rows
 from app.store.pg.pool import Pool
+from tests.integration.an_index import KEY, clustered, exact
+from tests.plans import plan_by_lists
 
 pytestmark = pytest.mark.anyio
 
-KEY = secrets.token_hex(32)
 D = 96
 N_ITEMS = 2_000
 
 
-@pytest.fixture
-async def services(settings: Settings) -> AsyncIterator[ServiceContext]:
-    async with ServiceContext.open(settings) as context:
-        yield context
-
-
 def access(name: str = "test", key: str = KEY) -> IndexAccess:
     return IndexAccess(name, key, Caller())
-
-
-def clustered(n: int, d: int, seed: int) -> Matrix:
-    """Vectors around 50 centres, the same for every seed: nearest neighbours mean something."""
-    centres = np.random.default_rng(0).standard_normal((50, d))
-    rng = np.random.default_rng(seed)
-    return (centres[rng.integers(50, size=n)] + 0.5 * rng.standard_normal((n, d))).astype(
-        np.float32
-    )
 
 
 async def create(services: ServiceContext, name: str = "test", metric: str = "euclidean") -> None:
@@ -49,14 +33,6 @@ async def create(services: ServiceContext, name: str = "test", metric: str = "eu
 
 def items(vectors: Matrix, prefix: str = "") -> list[Item]:
     return [Item(f"{prefix}{row}", vector) for row, vector in enumerate(vectors)]
-
-
-def exact(metric: str, queries: Matrix, vectors: Matrix, k: int) -> list[set[str]]:
-    if metric == "cosine":
-        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
-    squared = ((queries[:, None, :] - vectors[None]) ** 2).sum(axis=2)
-    return [{str(row) for row in order} for order in np.argsort(squared, axis=1)[:, :k]]
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean", "squared_euclidean"])
@@ -75,6 +51,34 @@ async def test_an_untrained_index_finds_98_of_100_nearest(
         ]
     )
     assert recall >= 0.98
+
+
+async def test_where_sketches_hardly_tell_items_apart_more_of_them_are_opened(
+    services: ServiceContext,
+) -> None:
+    """Of noise, 200 candidates hold half of the nearest: the winners tell that it is not enough."""
+    rng = np.random.default_rng(5)
+    vectors = rng.standard_normal((N_ITEMS, 64)).astype(np.float32)
+    queries = rng.standard_normal((30, 64)).astype(np.float32)
+    await create(services)
+    stored = [Item(str(row), vector, None, {"half": row % 2}) for row, vector in enumerate(vectors)]
+    await services.vectors.upsert(access(), stored)
+    found = await services.vectors.query(access(), Query(vectors=queries, top_k=10))
+    assert recall(found, exact("euclidean", queries, vectors, 10)) >= 0.98
+    # The halves have tokens.
+    query = Query(vectors=queries, top_k=10, filters={"half": 1})
+    expected = exact("euclidean", queries, vectors[1::2], 10)
+    true = [{str(2 * int(row) + 1) for row in rows} for rows in expected]
+    for _ in range(3):
+        assert recall(await services.vectors.query(access(), query), true) >= 0.98
+
+
+def recall(found: list[list[Match]], true: list[set[str]]) -> float:
+    shares = [
+        len({match.id for match in matches} & wanted) / len(wanted)
+        for matches, wanted in zip(found, true, strict=True)
+    ]
+    return float(np.mean(shares))
 
 
 async def test_batch_and_single_queries_agree(services: ServiceContext) -> None:
@@ -116,10 +120,8 @@ async def test_the_candidate_query_uses_the_ivfflat_index(
     async with engine.connect() as connection:
         index = await store.indexes.by_name(connection, "test")
         assert index is not None
-    sketch = bytes((index.sketch_bits or 0) // 8)
-    async with pool.lend() as raw:
-        plans = [await sketch_scan.explain(raw, index, [sketch] * n, pool=10) for n in (1, 2)]
-    for plan in plans:
+    for n_queries in (1, 2):
+        plan = await plan_by_lists(pool, index, n_queries=n_queries)
         assert f"Index Scan using {store.tables.ivf_name(index.id, 1)}" in plan
         assert "Seq Scan" not in plan
 
@@ -266,7 +268,8 @@ async def test_a_changed_value_is_reported_and_never_skipped(
     async with engine.begin() as connection:
         await connection.execute(
             sa.text(
-                "UPDATE items SET sealed_vector = set_byte(sealed_vector, 20, get_byte(sealed_vector, 20) # 1)"
+                "UPDATE items SET sealed_vector ="
+                " set_byte(sealed_vector, 20, get_byte(sealed_vector, 20) # 1)"
             )
         )
     with pytest.raises(errors.DataCorrupted):

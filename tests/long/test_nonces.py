@@ -17,7 +17,8 @@ def nonce_of(sealed: bytes) -> bytes:
 
 
 def test_nonces_never_repeat() -> None:
-    """Half of the values sealed one by one, half in batches, by one sealer and under one sub-key."""
+    """Half of the values sealed one by one, half in batches, by one sealer and under one sub-
+    key."""
     sealer = keys.IndexKeys.derive(bytes(32), uuid.UUID(int=1)).vectors
     rows = np.zeros((_BATCH, 1), np.float32)
     nonces = bytearray()

@@ -5,6 +5,7 @@ life, and of all other values each pair at least once: what breaks a search is s
 things that meet.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from enum import StrEnum
@@ -85,18 +86,39 @@ FLOAT32_ONLY = {"sensors", "columns", "extremes"}
 
 
 def crossed() -> Iterator[Cell]:
-    """Yield the cells, each with those remaining values that make the most pairs which are new."""
+    """Yield the cells, each with those remaining values that make the most pairs which are new.
+
+    Of several, those that were taken least often so far.
+    """
     known: set[object] = set()
-    for (place, stage), names in product(enumerate(Stage), KINDS.values()):
-        data = names[place % len(names)]
-        possible = [
-            Cell(data, stage, *others)
-            for others in product(Metric, Precision, Filter)
-            if Precision.FLOAT16 not in others or data not in FLOAT32_ONLY
-        ]
-        best = max(possible, key=lambda cell: len(pairs(cell) - known))
-        known |= pairs(best)
-        yield best
+    taken: Counter[object] = Counter()
+    stages = list(Stage)
+    for number, names in enumerate(KINDS.values()):
+        # Each kind begins with another stage: the first ones are those that make new pairs.
+        for place in (*range(number % len(stages), len(stages)), *range(number % len(stages))):
+            stage, data = stages[place], names[place % len(names)]
+            best = _newest(data, stage, known, taken)
+            known |= pairs(best)
+            taken.update((stage, value) for value in astuple(best)[2:])
+            yield best
+
+
+def _newest(data: str, stage: Stage, known: set[object], taken: Counter[object]) -> Cell:
+    possible = [
+        Cell(data, stage, *others)
+        for others in product(Metric, Precision, Filter)
+        if Precision.FLOAT16 not in others or data not in FLOAT32_ONLY
+    ]
+    return max(possible, key=lambda cell: (len(pairs(cell) - known), -_uses(cell, taken)))
+
+
+def _uses(cell: Cell, taken: Counter[object]) -> float:
+    """Return how often a stage had the values of a cell; no filter counts less: it is the rule."""
+    weights: dict[StrEnum, float] = {Filter.NONE: 0.3}
+    return sum(
+        taken[cell.stage, value] * weights.get(value, 1)
+        for value in (cell.metric, cell.precision, cell.filter)
+    )
 
 
 def pairs(cell: Cell) -> set[object]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.domain import Caller, IndexAccess, Item, Matrix, Metadata, NewIndex, Precision, Query
-from app.engine.batch import VECTOR_DTYPES
+from app.engine.keyed import VECTOR_DTYPES
 from app.services.context import ServiceContext
 from tests.recall import truth
 from tests.recall.cells import Cell, Filter, Stage
@@ -86,11 +86,16 @@ async def _live(services: ServiceContext, access: IndexAccess, cell: Cell, data:
         # Another model's vectors, in another place and of another size.
         others = np.random.default_rng(SEED).standard_normal(data.vectors.shape, np.float32) + 1
         await _store(services, access, Dataset(_OTHER_SCALE * others, data.queries))
-        assert await services.training.train(access, None) is None
+        await _train(services, access)
     await _store(services, access, data)
     if cell.stage.is_trained:
-        assert await services.training.train(access, None) is None
-        assert (await services.indexes.describe(access)).is_trained
+        await _train(services, access)
+
+
+async def _train(services: ServiceContext, access: IndexAccess) -> None:
+    failure = await services.training.train(access, None)
+    assert failure is None, failure
+    assert (await services.indexes.describe(access)).is_trained
 
 
 async def _store(services: ServiceContext, access: IndexAccess, data: Dataset) -> None:

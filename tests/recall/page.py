@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from tests.recall.cells import CELLS
 from tests.recall.measure import N_QUERIES, TOP_K, Measured
 
 _HEAD = """# Recall on hard data
@@ -23,7 +24,7 @@ def page(results: Sequence[Measured]) -> str:
         n_queries=N_QUERIES,
         top_k=TOP_K,
         n_kept=n_kept,
-        n_all=len(results),
+        n_all=len(CELLS),
         minutes=sum(one.seconds for one in results) / 60,
     )
     return head + table(results)

@@ -34,7 +34,7 @@ def test_cones_are_as_narrow_as_they_say(name: str, cosine: float) -> None:
 def test_cells_are_few_and_meet_every_pair_of_values() -> None:
     assert len(CELLS) <= 120
     met = set().union(*map(pairs, CELLS))
-    axes = (KINDS, Stage, Metric, Precision, Filter)
+    axes = [list(KINDS), *(list(map(str, axis)) for axis in (Stage, Metric, Precision, Filter))]
     wanted = {pair for one, other in combinations(axes, 2) for pair in product(one, other)}
     refused = {
         (kind, Precision.FLOAT16) for kind, names in KINDS.items() if FLOAT32_ONLY & set(names)

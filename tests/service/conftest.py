@@ -26,7 +26,9 @@ _JSON = dict[str, Any]
 
 
 def workers_of(supervisor: int) -> list[psutil.Process]:
-    """Return the workers of a service; its supervisor has other children, too, and dead ones for a moment."""
+    """Return the workers of a service; its supervisor has other children, too, and dead ones for a
+    moment.
+    """
     workers = []
     for child in psutil.Process(supervisor).children():
         with suppress(psutil.NoSuchProcess):
@@ -101,7 +103,9 @@ class Service:
         self.process.wait(_PATIENCE_S)
 
     def kill(self) -> None:
-        """Kill the supervisor and its workers with no time to say goodbye; the database stays behind."""
+        """Kill the supervisor and its workers with no time to say goodbye; the database stays
+        behind.
+        """
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(_PATIENCE_S)

@@ -1,4 +1,5 @@
-"""The restore drill: after each way to restore, the same queries give the same answers with the same key.
+"""The restore drill: after each way to restore, the same queries give the same answers with the
+same key.
 
 Dump and restore into an empty server · base backup and WAL to a point in time · one index, moved to
 another server.
@@ -67,7 +68,8 @@ def assert_indexed(dsn: str, n_indexes: int) -> None:
     """Every partition has its valid ivfflat index, and the audit log is whole."""
     with psycopg.connect(dsn, autocommit=True) as database:
         found = database.execute(
-            "SELECT count(*) FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam"
+            "SELECT count(*) FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am "
+            "ON pg_am.oid = relam"
             " WHERE amname = 'ivfflat' AND indisvalid AND indrelid IN"
             " (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'items'::regclass)"
         ).fetchone()
@@ -94,7 +96,9 @@ def serving(directory: Path, **environment: str) -> Iterator[Service]:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory that PostgreSQL's own user may pass, as which the server runs when the tests run as root."""
+    """A directory that PostgreSQL's own user may pass, as which the server runs when the tests run
+    as root.
+    """
     with tempfile.TemporaryDirectory(prefix="sealdex-test-") as directory:
         Path(directory).chmod(0o755)
         yield Path(directory)

@@ -235,7 +235,8 @@ def test_doctor_finds_an_invalid_index(service: Service, index: str, tmp_path: P
         assert index_id is not None
         with pytest.raises(psycopg.Error):
             database.execute(
-                f"CREATE UNIQUE INDEX CONCURRENTLY broken ON items_{index_id.hex} ((length(sealed_id) * 0))"
+                f"CREATE UNIQUE INDEX CONCURRENTLY broken ON items_{index_id.hex} "
+                "((length(sealed_id) * 0))"
             )
         try:
             report = document(service, "doctor", status=1)

@@ -128,7 +128,9 @@ def use(service: Service) -> None:
 
 
 def provoke(service: Service) -> list[bytes]:
-    """Requests that fail deep inside, and what is answered: a damaged row, then a table that is not as expected."""
+    """Requests that fail deep inside, and what is answered: a damaged row, then a table that is not
+    as expected.
+    """
     index = {"index_name": "leaks", "index_key": INDEX_KEY}
     requests = [
         ("vectors/get", {**index, "ids": [ITEM_ID]}),
@@ -161,7 +163,8 @@ def look_in_temporary_files(service: Service) -> list[str]:
     with psycopg.connect(service.dsn) as database:
         database.execute("SET work_mem = '64kB'")
         database.execute(
-            "DECLARE sorted CURSOR FOR SELECT items.* FROM items, generate_series(1, 5000) ORDER BY sealed_vector"
+            "DECLARE sorted CURSOR FOR SELECT items.* FROM items, generate_series(1, 5000) ORDER "
+            "BY sealed_vector"
         )
         database.execute("FETCH 1 FROM sorted")
         files = list((service.data_dir / "postgres" / "base" / "pgsql_tmp").iterdir())

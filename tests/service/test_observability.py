@@ -1,4 +1,6 @@
-"""A scrape after a load run: all workers in it, and stages that explain where the time of a request goes."""
+"""A scrape after a load run: all workers in it, and stages that explain where the time of a request
+goes.
+"""
 
 import secrets
 import tempfile

@@ -1,6 +1,7 @@
 """User tokens on the running service, with two workers, through the vendor's Python SDK."""
 
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +14,12 @@ ROOT_KEY = "a root key of the tests"
 
 
 @pytest.fixture(scope="module")
-def guarded_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    directory: Path = tmp_path_factory.mktemp("guarded")
-    service = new_service(directory, SEALDEX_WORKERS="2", SEALDEX_ROOT_KEY=ROOT_KEY)
-    service.start()
-    yield service
-    service.stop()
+def guarded_service() -> Iterator[Service]:
+    with tempfile.TemporaryDirectory(prefix="sealdex-test-") as directory:
+        service = new_service(Path(directory), SEALDEX_WORKERS="2", SEALDEX_ROOT_KEY=ROOT_KEY)
+        service.start()
+        yield service
+        service.stop()
 
 
 def as_user(service: Service, token: str, name: str) -> EncryptedIndex:

@@ -1,4 +1,4 @@
-"""The service once more, as a dictionary: what it must answer to requests that come one after the other."""
+"""The service as a dictionary: what it must answer to requests that follow each other."""
 
 import math
 from dataclasses import dataclass, field
@@ -89,7 +89,7 @@ def _distances(metric: str, query: Vector, vectors: list[Vector]) -> list[float]
 
 
 def check_nearest(found: list[dict[str, Any]], distances: dict[str, float], top_k: int) -> None:
-    """Assert that `found` are the nearest of `distances`, nearest first; those equally far may change places."""
+    """Assert that `found` are the nearest of `distances`, nearest first, ties in any order."""
     names = [match["id"] for match in found]
     assert len(set(names)) == len(names), "an item was found twice"
     assert len(names) == min(top_k, len(distances)), (

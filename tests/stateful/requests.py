@@ -1,4 +1,4 @@
-"""Random requests: few names, few ids, numbers that are exact in every precision, so that much meets."""
+"""Random requests, with few names and few ids, and numbers that are exact in every precision."""
 
 from typing import Any
 

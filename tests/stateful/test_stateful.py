@@ -1,4 +1,4 @@
-"""Random requests, one after the other, to a service with two workers; each answer is compared with a dictionary's.
+"""Random requests to a service with two workers; each answer is compared with a dictionary's.
 
 HYPOTHESIS_PROFILE=nightly takes about twenty minutes.
 """
@@ -46,7 +46,7 @@ _top_k = st.sampled_from([1, 3, 10, 2_000])
 
 
 class Connections:
-    """Several connections to the service, used in turn, so that each request may meet another worker."""
+    """Several connections to the service, used in turn, so that requests meet several workers."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -280,7 +280,7 @@ class Requests(RuleBasedStateMachine):
         self.indexes[name].upsert(batch)
 
     def _check(self, name: str) -> None:
-        """Assert that an index holds the model's items, looking at those that rules change one by one."""
+        """Assert that an index holds the model's items, and look at each that rules change."""
         ids = self._ask("vectors/list_ids", name)["ids"]
         assert sorted(ids) == sorted(self.indexes[name].items)
         assert self._ask("vectors/num_vectors", name) == {"result": len(ids)}

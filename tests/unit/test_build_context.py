@@ -25,7 +25,8 @@ PRIVATE = (
 
 
 def rules(text: str) -> list[tuple[re.Pattern[str], bool]]:
-    """The patterns of a `.dockerignore` with whether each takes out: comments and blank lines go."""
+    """The patterns of a `.dockerignore` with whether each takes out: comments and blank lines
+    go."""
     lines = [line.strip() for line in text.splitlines()]
     return [
         (re.compile(expression(line.removeprefix("!").strip("/"))), not line.startswith("!"))
@@ -35,7 +36,9 @@ def rules(text: str) -> list[tuple[re.Pattern[str], bool]]:
 
 
 def expression(pattern: str) -> str:
-    """The regular expression of a pattern: `*` and `?` stay within a name, `**` is any number of folders."""
+    """The regular expression of a pattern: `*` and `?` stay within a name, `**` is any number of
+    folders.
+    """
     parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return re.sub(
         r"\*\*/|\*\*|\*|\?|[^*?]+", lambda part: parts.get(part[0], re.escape(part[0])), pattern

@@ -91,14 +91,14 @@ def answer_http_error(_: AnyRequest, error: HTTPException) -> Response[Any]:
 
 
 def answer_wrong_method(_: AnyRequest, error: MethodNotAllowedException) -> Response[Any]:
-    """Answer with the methods there are; the framework counts OPTIONS among them, the contract does not."""
+    """Answer with the methods there are; OPTIONS, which the framework adds, is none."""
     allowed = (error.headers or {}).get("allow", "").split(", ")
     headers = {"Allow": ", ".join(sorted(set(allowed) - {"OPTIONS"}))}
     return _answer(error.status_code, error.detail, headers)
 
 
 def answer_framework_validation(_: AnyRequest, error: ValidationException) -> Response[Any]:
-    """Answer what the framework checks by itself. `data` is there when the body is empty; it decodes no other."""
+    """Answer what the framework checks by itself, as of `data` that a body is there at all."""
     fields = [entry["key"] for entry in error.extra or [] if isinstance(entry, Mapping)]
     problems = [
         BodyProblem("missing", ("body",) if name == "data" else (name,), "Field required")

@@ -1,50 +1,69 @@
-"""The short way through the framework, for the routes of items: from the body to the handler to the answer.
+"""The short way through the framework, for the routes of items: from the body to the answer.
 
 A route is declared as any other. This middleware stands in front of the framework's own steps
 (signature models, dependencies, response objects) and does in their place what these routes need,
-in a third of the time (docs/decisions/0070). Guards, error handlers and whatever else surrounds a
-request stay the framework's.
+in a third of the time (docs/decisions/0070). Error handlers and whatever else surrounds a request
+stay the framework's.
 """
 
-from typing import Any
+import asyncio
+import contextvars
+from concurrent.futures import Executor
+from typing import Any, cast
 
 from litestar import Request
 from litestar.enums import ScopeType
-from litestar.handlers import HTTPRouteHandler
 from litestar.middleware import ASGIMiddleware
 from litestar.serialization import encode_json
 from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.typing import FieldDefinition
 
-from app.api.json_bodies import decode_for
+from app.api.answers import check_length
+from app.api.around.admission import body_of
+from app.api.json_bodies import check_headers, decode_for
+from app.api.large_bodies import LARGE_BYTES, decode_large
 from app.errors import BodyProblem, InvalidBody
 from app.observe.stages import stage
 from app.services.context import ServiceContext
 
 
-class DirectVectors(ASGIMiddleware):
-    """Answers for handlers that take `data`, `caller` and `vectors` and return a struct."""
+class ShortWay(ASGIMiddleware):
+    """Answers for handlers that take `data`, `caller` and `services` and return a struct."""
 
     scopes = (ScopeType.HTTP,)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         """Answer the request; `next_app`, the framework's way, is not taken."""
         del next_app
-        handler = scope["route_handler"]
-        assert isinstance(handler, HTTPRouteHandler)  # noqa: S101 - these routes are of no other kind
-        request: Request[Any, Any, Any] = Request(scope, receive)
-        for guard in handler.resolve_guards():
-            await guard(request, handler)  # type: ignore[misc]  # the framework has made them all awaitable
-        sent = await request.body()
-        if not sent:
-            raise InvalidBody(BodyProblem("missing", ("body",), "Field required"))
-        data = decode_for(request, sent)
         services: ServiceContext = scope["litestar_app"].state.services
-        answer = await handler.fn(data=data, caller=scope["user"], vectors=services.vectors)
-        with stage("encode"):
-            body = encode_json(answer)
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+        data = await _data(Request(scope, receive), body_of(scope), services)
+        handler: Any = scope["route_handler"]
+        answer = await handler.fn(data=data, caller=scope["user"], services=services)
+        await _send(send, answer, services.settings.max_answer_bytes)
+
+
+async def _data(request: Request[Any, Any, Any], body: bytes, services: ServiceContext) -> Any:
+    """Return the body of a request as the handler takes it."""
+    if not body:
+        raise InvalidBody(BodyProblem("missing", ("body",), "Field required"))
+    if len(body) <= LARGE_BYTES:
+        return decode_for(request, body)
+    check_headers(request.headers)
+    # One thread decodes for all: several would only wait for each other, and hold more.
+    threads: Executor = request.app.state.decoder
+    kind = cast("FieldDefinition", request.route_handler.parsed_data_field).annotation
+    return await asyncio.get_running_loop().run_in_executor(
+        threads, contextvars.copy_context().run, decode_large, body, kind, services.settings
+    )
+
+
+async def _send(send: Send, answer: Any, limit: int) -> None:
+    with stage("encode"):
+        body = encode_json(answer)
+    check_length(len(body), limit)
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

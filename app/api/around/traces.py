@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace import TracerProvider as AnyTracerProvider
 
-from app.api.around.middleware import request_id
+from app.api.around.headers import request_id
 from app.observe.figures import NO_ROUTE
 
 

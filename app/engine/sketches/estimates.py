@@ -1,54 +1,63 @@
-"""What shares of the items have the tokens that filters ask for: which way to them is the cheaper."""
+"""Which share of the items has the tokens that filters ask for: it decides which way is cheaper."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from cachetools import TTLCache
 
-from app.domain import Index
-from app.engine.plan import Scan
-from app.engine.sketches import filtered_scan
-from app.engine.sketches.filtered_scan import Estimate
-from app.store.pg.adapters import Tokens
-from app.store.pg.connection import Connection
+from app.engine.costs import (
+    ESTIMATE_TTL_S,
+    MAX_ESTIMATES,
+    MIN_ESTIMATED_ITEMS,
+    SAMPLE_PAGES,
+    SAMPLE_TOKENS,
+)
+from app.engine.sketches import statements
+from app.engine.sketches.statements import Clauses, Table
+from app.store import indexes
+from app.store.pg.pool import Pool
 
-# What it costs to look at an item, in terms of one that was found by its tokens and sorted
-# (measured with 60,000 items of 384 dimensions): scanning its sketch in the ivfflat index, and
-# fetching its row from there. Then its tokens are compared with those asked for; so many of these
-# cost as much again.
-_SKETCH_COST = 0.12
-_FETCH_COST = 1.6
-_TOKENS_A_FETCH = 50
-# How long an estimate is good for: it decides on the way only, never on the answer.
-_ESTIMATE_TTL_S = 30
-_MAX_ESTIMATES = 10_000
-_WORTH_KEEPING = 10_000
+
+class Estimate(NamedTuple):
+    """How many items an index has, and by a small sample the share of them that meets clauses."""
+
+    n_items: int
+    share: float
 
 
 class Estimates:
     """What shares of the items were lately estimated to meet some clauses."""
 
     def __init__(self) -> None:
-        self._known: TTLCache[Any, Estimate] = TTLCache(_MAX_ESTIMATES, _ESTIMATE_TTL_S)
+        self._known: TTLCache[Any, Estimate] = TTLCache(MAX_ESTIMATES, ESTIMATE_TTL_S)
 
-    async def get(self, raw: Connection, index: Index, clauses: Sequence[Tokens]) -> Estimate:
-        """Return the estimate for `clauses` on `index`, made now if there is none. Raises `StaleIndex`."""
-        name = (index.id, tuple(clauses))
+    async def get(self, connections: Pool, table: Table, clauses: Clauses) -> Estimate:
+        """Return the estimate for `clauses`, made now if there is none. Raises `StaleIndex`."""
+        name = (table.index.id, tuple(clauses))
         known = self._known.get(name)
         if known is None:
-            known = await filtered_scan.estimate(raw, index, clauses)
-            # A small index may soon be a large one.
-            if known.n_items >= _WORTH_KEEPING:
+            known = await _estimated(connections, table, clauses)
+            if known.n_items >= MIN_ESTIMATED_ITEMS:
                 self._known[name] = known
         return known
 
+    async def n_items(self, connections: Pool, table: Table) -> int:
+        """Return about how many items an index has. Raises `StaleIndex`."""
+        name = (table.index.id, None)
+        known = self._known.get(name)
+        if known is None:
+            async with indexes.trip(connections, table.index) as trip:
+                counted = trip.execute(indexes.N_ITEMS, (table.index.id,))
+            known = Estimate(counted.one()[0], 1.0)
+            if known.n_items >= MIN_ESTIMATED_ITEMS:
+                self._known[name] = known
+        return known.n_items
 
-def are_tokens_cheaper(
-    index: Index, clauses: Sequence[Tokens], estimate: Estimate, scan: Scan, limit: int
-) -> bool:
-    """Whether finding all items that have the tokens is cheaper than scanning sketches for `limit` of them."""
-    token_cost = estimate.n_items * estimate.share
-    n_scanned = estimate.n_items * scan.n_probes / index.n_lists
-    fetch_cost = _FETCH_COST * (1 + sum(map(len, clauses)) / _TOKENS_A_FETCH)
-    sketch_cost = _SKETCH_COST * n_scanned + fetch_cost * limit / max(estimate.share, 1e-6)
-    return bool(clauses) and token_cost < sketch_cost
+
+async def _estimated(connections: Pool, table: Table, clauses: Clauses) -> Estimate:
+    n_tokens = max(SAMPLE_TOKENS, sum(map(len, clauses)))
+    n_pages = max(10, SAMPLE_PAGES * SAMPLE_TOKENS // n_tokens)
+    async with indexes.trip(connections, table.index) as trip:
+        counted = trip.execute(indexes.N_ITEMS, (table.index.id,))
+        sampled = trip.execute(statements.sample(table, clauses, n_pages), tuple(clauses))
+    n_seen, n_met = sampled.one()
+    return Estimate(counted.one()[0], n_met / max(1, n_seen))

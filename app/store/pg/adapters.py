@@ -40,7 +40,7 @@ class ItemKeys(tuple[bytes, ...]):
 
 
 class Places(tuple[bytes, ...]):
-    """Places of rows in a table for a `tid[]`, each as its 6 bytes: block and number, big-endian."""
+    """Places of rows in a table for a `tid[]`, each as 6 bytes: block and number, big-endian."""
 
     __slots__ = ()
 
@@ -63,7 +63,7 @@ class _VarBitLoader(Loader):
 
 
 class _ArrayDumper(Dumper):
-    """Binary form of an array: dimensions, nulls, type of the elements, then length and first index.
+    """Binary form of an array: dimensions, nulls, type of elements, then length and first index.
 
     Each element follows its length, which is the same for all. psycopg's own dumper asks for the
     type of every element.

@@ -75,7 +75,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         refused: Callable[[psycopg.Error], None] | None = options.pop("refused", None)
         try:
             connection = await super().connect(conninfo, **options)
-            await connection._settle(timeout_ms)
+            await connection._settle(timeout_ms)  # noqa: SLF001 - of this class
         except psycopg.Error as error:
             if refused is not None:
                 refused(error)

@@ -4,7 +4,8 @@
     row     number of fields (2) ‖ field …
     field   length (4), -1 for null ‖ value
     varbit  length in bits (4) ‖ bytes
-    bigint[]   dimensions (4) ‖ has nulls (4) ‖ type (4) ‖ length (4) ‖ first index (4) ‖ (8 as 4 bytes ‖ number (8)) …
+    bigint[]   dimensions (4) ‖ has nulls (4) ‖ type (4) ‖ length (4) ‖ first index (4)
+               ‖ (8 as 4 bytes ‖ number (8)) …
 
 All numbers are big-endian. Written out by hand, as a batch of rows takes a quarter of the driver's
 time for it, and can be had before the transaction begins, in a thread.
@@ -31,7 +32,10 @@ _ARRAY_HEAD_BYTES = 20
 
 
 def columns(sketch: str, other_sketch: str) -> str:
-    """Return the columns of the rows that `rows` writes, in order; the names of the two for sketches are given."""
+    """Return the columns of the rows that `rows` writes, in order.
+
+    The names of the two columns for sketches are given.
+    """
     return (
         f"index_id, item_key, sealed_id, {sketch}, {other_sketch},"
         " sealed_vector, sealed_contents, sealed_metadata, tokens"

@@ -4,6 +4,7 @@ For a thousand candidates that takes as long as scanning for them.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +16,25 @@ from app.store.pg.adapters import PLACE_BYTES
 _VALUE_BYTES = 64 * 1024 * 1024
 
 
-def _lengths_and_values(column: str) -> str:
+def _lengths_and_values(column: str, where: str = "") -> str:
     # A sealed value is never empty, so an empty one tells NULL.
-    return (
-        f"string_agg(int4send(coalesce(octet_length({column}), 0)), ''), string_agg({column}, '')"
-    )
+    lengths = f"string_agg(int4send(coalesce(octet_length({column}), 0)), '')"
+    return f"{lengths}{where}, string_agg({column}, ''){where}"
 
 
+COLUMNS = "item_key, sealed_id, sealed_vector, sealed_metadata"
 KEYS = "string_agg(item_key, '')"
-CANDIDATES = f"{KEYS}, {_lengths_and_values('sealed_id')}, {_lengths_and_values('sealed_vector')}"
-CANDIDATES_AND_METADATA = f"{CANDIDATES}, {_lengths_and_values('sealed_metadata')}"
+KEYS_AND_METADATA = f"{KEYS}, {_lengths_and_values('sealed_metadata')}"
+
+
+def candidates(condition: str | None = None, *, with_metadata: bool) -> str:
+    """Return the columns that join candidates to one row, of those that meet a condition."""
+    where = f" FILTER (WHERE {condition})" if condition else ""
+    names = ["sealed_id", "sealed_vector", *(["sealed_metadata"] if with_metadata else [])]
+    return ", ".join([KEYS + where, *(_lengths_and_values(name, where) for name in names)])
+
+
+CANDIDATES_AND_METADATA = candidates(with_metadata=True)
 
 
 def n_together(dimension: int | None) -> int:
@@ -33,7 +43,7 @@ def n_together(dimension: int | None) -> int:
 
 
 def in_parts(dimension: int | None, limit: int) -> tuple[str, str]:
-    """Return a column and a clause that make several rows of `limit` candidates where they are too much for one."""
+    """Return a column and a clause that divide `limit` candidates into rows of a fair size."""
     most = n_together(dimension)
     return (
         ("", "")
@@ -43,7 +53,7 @@ def in_parts(dimension: int | None, limit: int) -> tuple[str, str]:
 
 
 def unpacked(item_keys: bytes | None, *columns: bytes | None) -> Candidates:
-    """Return the candidates of a row of `CANDIDATES` or `CANDIDATES_AND_METADATA`; of none, all is NULL."""
+    """Return the candidates of a row of `candidates`; if there are none, all is NULL."""
     lengths, values = columns[::2], columns[1::2]
     joined = [
         Joined(value or b"", length or b"") for length, value in zip(lengths, values, strict=True)
@@ -71,6 +81,12 @@ def numbers(data: bytes | None) -> NDArray[np.int32]:
     return np.frombuffer(data or b"", INT32)
 
 
+def metadata(item_keys: bytes | None, lengths: bytes | None, values: bytes | None) -> list[Any]:
+    """Return keys and sealed metadata, or None, of a row of `KEYS_AND_METADATA`."""
+    sealed = Joined(values or b"", lengths or b"")
+    return [(key, one or None) for key, one in zip(keys(item_keys), sealed, strict=True)]
+
+
 def together(parts: Sequence[Candidates]) -> Candidates:
     """Return the candidates of all `parts`."""
     if len(parts) == 1:
@@ -81,4 +97,15 @@ def together(parts: Sequence[Candidates]) -> Candidates:
         [sealed for part in parts for sealed in part.sealed_ids],
         [sealed for part in parts for sealed in part.sealed_vectors],
         [sealed for part in metadata for sealed in part] if metadata else None,
+    )
+
+
+def chosen(stored: Candidates, places: Sequence[int]) -> Candidates:
+    """Return the candidates at some places among others."""
+    metadata = stored.sealed_metadata
+    return Candidates(
+        [stored.item_keys[place] for place in places],
+        [stored.sealed_ids[place] for place in places],
+        [stored.sealed_vectors[place] for place in places],
+        None if metadata is None else [metadata[place] for place in places],
     )

@@ -35,7 +35,7 @@ class _Stack(deque[Connection]):
 
 
 class Pool(AsyncConnectionPool[Connection]):
-    """Lends connections, at most `SEALDEX_POOL_SIZE` at a time, and makes them when they are needed.
+    """Lends connections, at most `SEALDEX_POOL_SIZE` at a time, made when they are needed.
 
     There is no query to see whether a connection still works, which would cost a round trip in
     every request. A look at the idle socket costs none and finds what a restart, a failover or an

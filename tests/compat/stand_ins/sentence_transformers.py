@@ -1,4 +1,6 @@
-"""Stands in for a package of gigabytes that the SDK's LangChain store imports for a type, and that no test uses."""
+"""Stands in for a package of gigabytes that the SDK's LangChain store imports for a type, and that
+no test uses.
+"""
 
 
 class SentenceTransformer:

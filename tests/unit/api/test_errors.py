@@ -42,7 +42,7 @@ async def answer_to(error: Exception) -> httpx.Response:
 
 async def call(app: Litestar, path: str, **headers: str) -> httpx.Response:
     transport = httpx.ASGITransport(cast("Any", app), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://sealdex") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         return await client.get(path, headers=headers)
 
 

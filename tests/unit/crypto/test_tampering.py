@@ -65,7 +65,9 @@ def test_no_flipped_bit_of_a_wrap_its_key_or_its_index_unwraps() -> None:
 
 
 def test_no_two_places_can_swap_their_values() -> None:
-    """Two indexes under one data key, three rows of one sub-key, all columns: a value opens in its own place alone."""
+    """Two indexes under one data key, three rows of one sub-key, all columns: a value opens in its
+    own place alone.
+    """
     places = {
         (index_id, item_key, column): getattr(keys.IndexKeys.derive(DEK, index_id), column)
         for index_id in (INDEX_ID, uuid.UUID(int=1))

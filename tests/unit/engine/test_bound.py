@@ -179,3 +179,72 @@ def test_a_wrong_count_of_items_does_no_harm(n_items: int) -> None:
     assert again is not None
     assert again.limit >= opened.hammings[-1]
     assert again.n_candidates > look.n_candidates
+
+
+def opened_at(hammings: NDArray[np.int64], number: int = 1) -> tuple[Table, Vector, Opened]:
+    """A query that has found nothing near among candidates with these Hamming distances."""
+    table = Table(random_vectors(100, 64))
+    (query,) = random_vectors(1, 64, seed=2)
+    look = Look(table.encoder.bits, len(hammings), number)
+    return table, query, Opened(-query[None] - table.vectors[:10], 1.0, look, hammings)
+
+
+@pytest.fixture
+def scattered() -> NDArray[np.int64]:
+    """Hamming distances of 10,000 items, in order."""
+    rng = np.random.default_rng(1)
+    return np.sort(rng.normal(300, 20, 10_000).round().astype(np.int64))
+
+
+def test_a_look_asks_for_about_as_many_as_lie_within_its_limit(
+    scattered: NDArray[np.int64],
+) -> None:
+    table, query, opened = opened_at(scattered[:500])
+    opened = Opened(table.vectors[:10], opened.worst, opened.look, opened.hammings)
+    further = bound.further(table.encoder, query, opened, 10_000, 0.6)
+    assert further is not None
+    assert scattered[499] < further.limit < 320
+    n_within = int((scattered <= further.limit).sum())
+    assert n_within <= further.n_candidates <= 1.5 * n_within
+
+
+def test_a_late_look_goes_much_further(scattered: NDArray[np.int64]) -> None:
+    n_within = []
+    for number in (1, 2, 3):
+        table, query, opened = opened_at(scattered[:500], number)
+        # Of items at no angle, half are within what was looked at.
+        opened = Opened(np.tile(query, (10, 1)), 1.0, opened.look, opened.hammings)
+        table.encoder._noise = float(scattered[499]) / table.encoder.bits
+        further = bound.further(table.encoder, query, opened, 10_000, 0.76)
+        assert further is not None
+        assert further.number == number + 1
+        n_within.append(int((scattered <= further.limit).sum()))
+        assert n_within[-1] <= further.n_candidates
+    assert n_within[0] < 0.9 * 4 * 500 < n_within[1] == n_within[2]
+
+
+def test_candidates_at_one_distance_tell_nothing_of_the_others() -> None:
+    table, query, opened = opened_at(np.full(200, 90))
+    further = bound.further(table.encoder, query, opened, 5_000, 0.99)
+    assert further is not None
+    assert further.n_candidates == 5_000
+    assert further.limit < table.encoder.bits
+    table, query, opened = opened_at(np.full(200, 90), number=2)
+    assert bound.further(table.encoder, query, opened, 5_000, 0.99) == Look(512, 5_000, 3)
+
+
+def test_when_all_were_opened_the_winners_are_the_best_whatever_their_sketches() -> None:
+    table = Table(random_vectors(100, 64), noise=0)
+    (query,) = random_vectors(1, 64, seed=2)
+    # Every bit differs, so that even all bits seem too few.
+    opposite = 2 * table.encoder.parameters.mean - query / np.linalg.norm(query)
+    all_of_them = np.full(5, table.encoder.bits)
+    opened = Opened(opposite[None], 1.0, Look(table.encoder.bits, 6), all_of_them)
+    assert bound.further(table.encoder, query, opened, 5, 0.999) is None
+
+
+def test_usual_target_falls_with_the_number_of_results() -> None:
+    targets = [bound.usual_target(top_k) for top_k in (1, 10, 30, 100, 10_000)]
+    assert targets == sorted(targets, reverse=True)
+    assert targets[0] == targets[1] == 0.9925
+    assert targets[3] == targets[4] == pytest.approx(0.98)

@@ -217,7 +217,7 @@ def test_an_encoder_that_is_fitted_again_tosses_no_new_coins(metric: Metric) -> 
         (encoder.encode_queries(vectors), encoder.encode_items(vectors, keys_of(50)))
         for encoder in (before, after)
     )
-    assert 0 < np.bitwise_count(old_bits ^ new_bits).mean()
+    assert np.bitwise_count(old_bits ^ new_bits).mean() > 0
     # Where the bit is the same, so is the flip.
     assert not ((old ^ new) & ~(old_bits ^ new_bits)).any()
 

@@ -1,6 +1,8 @@
+import json
+
 import pytest
 
-from app.engine.profile import Choice, Profile, default_target
+from app.engine.profile import Choice, Point, SearchProfile, default_target
 
 DATA = {
     "points": {
@@ -10,15 +12,38 @@ DATA = {
 }
 
 
-def profile(n_lists: int = 128) -> Profile:
-    found = Profile.from_json(n_lists, DATA)
+def profile(n_lists: int = 128) -> SearchProfile:
+    found = SearchProfile.from_json(n_lists, DATA)
     assert found is not None
     return found
 
 
-@pytest.mark.parametrize("data", [None, {}, {"points": {}}])
+@pytest.mark.parametrize("data", [None, {}])
 def test_without_measurements_there_is_no_profile(data: dict[str, object] | None) -> None:
-    assert Profile.from_json(10, data) is None
+    assert SearchProfile.from_json(10, data) is None
+
+
+def test_what_is_stored_reads_as_what_was_measured() -> None:
+    measured = SearchProfile(
+        n_lists=64,
+        points={10: [Point(4, 40, 0.96, 0.95)]},
+        n_items=3_000,
+        target=0.95,
+        recall=0.96,
+        imbalance=1.2,
+    )
+    stored = json.loads(json.dumps(measured.to_json()))
+    assert sorted(stored) == ["imbalance", "n_items", "points", "recall", "target"]
+    assert SearchProfile.from_json(64, stored) == measured
+
+
+def test_a_profile_that_an_older_version_stored_is_read() -> None:
+    # Whole numbers where a fraction is meant, no imbalance, and a field that is no longer known.
+    old = {**DATA, "n_items": 3_000, "target": 1, "recall": None, "n_queries": 200}
+    found = SearchProfile.from_json(128, old)
+    assert found is not None
+    assert (found.n_items, found.target, found.recall, found.imbalance) == (3_000, 1.0, None, None)
+    assert found.points[10][0] == Point(4, 40, 0.85, 0.82)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from app.engine.sketches.token_scan import Everything
+from app.engine.sketches.statements import Everything
 from app.engine.sketches.token_sets import TokenSet
 
 N_ITEMS = 50
@@ -17,11 +17,9 @@ def test_the_nearest_by_hamming_distance_come_first(n_bytes: int, limit: int) ->
     query = sketches[3]
     distances = [int(np.unpackbits(row ^ query).sum()) for row in sketches]
     found = TokenSet(Everything(0, item_keys, places, sketches)).nearest(query.tobytes(), limit)
-    assert [item.distance for item in found] == sorted(distances)[:limit]
-    assert found[0] == (bytes([3] * 16), bytes([3] * 6), 0)
-    for item in found:
-        assert item == (
-            bytes([item.place[0]] * 16),
-            bytes([item.place[0]] * 6),
-            distances[item.place[0]],
-        )
+    assert found.hammings.tolist() == sorted(distances)[:limit]
+    rows = [place[0] for place in found.places]
+    assert rows[0] == 3
+    assert found.places == [bytes([row] * 6) for row in rows]
+    assert found.item_keys == [bytes([row] * 16) for row in rows]
+    assert found.hammings.tolist() == [distances[row] for row in rows]

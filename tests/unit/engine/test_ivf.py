@@ -1,7 +1,6 @@
 import pytest
 
-from app.training.calibration import imbalance
-from app.training.trainer import automatic_n_lists, build_memory_mb
+from app.engine.sketches.ivf import automatic_n_lists, build_memory_mb
 
 
 @pytest.mark.parametrize(
@@ -27,9 +26,3 @@ def test_the_memory_of_a_build_is_pgvectors_formula_with_room() -> None:
     large = build_memory_mb(10_000_000, 768, 4096) * 1024**2
     assert 1.2 < large / (4 * 204_800 * 4096 + 4 * 4096**2 + 204_800 * 104) < 1.3
     assert formula < 64 * 1024**2
-
-
-def test_lists_of_one_size_are_balanced() -> None:
-    assert imbalance([10, 10, 10], 100, 10) == 1.0
-    assert imbalance([50, 50, 10], 100, 10) == pytest.approx(3.667)
-    assert imbalance([], 100, 10) is None

@@ -6,16 +6,16 @@ The GIN index of tokens becomes a matter of each partition, as sealed indexes ha
 PostgreSQL frees the index of a partition from that of the whole table only with the partition: each
 is detached and attached again, and keeps its index. Attaching reads the partition once.
 
-Revision ID: 0008
-Revises: 0006
+Revision ID: 0009
+Revises: 0008
 """
 
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0008"
-down_revision = "0006"
+revision = "0009"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 
