@@ -50,7 +50,7 @@ class Entries:
     @property
     def is_exact(self) -> bool:
         """Whether the entries hold points instead of sketches."""
-        return self.codes.dtype != np.uint64
+        return self.codes.dtype.kind == "f"
 
 
 def fields(records: Records) -> NDArray[np.void]:

@@ -58,6 +58,21 @@ class _Sketched:
         return _Sketched(self.records[rows], self.words[rows], self.places[rows])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rough:
+    """Entries with sketches, and their first estimates."""
+
+    entries: _Sketched
+    distances: Vector
+
+    def nearest(self, n_kept: int) -> "_Rough":
+        """Return the `n_kept` nearest, in no order."""
+        if n_kept >= len(self.distances):
+            return self
+        rows = np.argpartition(self.distances, n_kept - 1)[:n_kept]
+        return _Rough(self.entries[rows], self.distances[rows])
+
+
 def scan(
     view: View, point: Vector, segments: Sequence[Segment], *, first_cut: int, second_cut: int
 ) -> Ranked:
@@ -65,10 +80,15 @@ def scan(
 
     They are in order. At most `first_cut` of those with sketches are looked at twice.
     """
-    sketched = [segment for segment in segments if not segment.entries.is_exact]
-    exact = [segment.entries for segment in segments if segment.entries.is_exact]
-    found = [_exactly(point, entries).nearest(second_cut) for entries in exact]
-    found += [_roughly_then_finely(view, sketched, first_cut)] if sketched else []
+    sketched: list[Segment] = []
+    found: list[Ranked] = []
+    for segment in segments:
+        if segment.entries.is_exact:
+            found.append(_exactly(point, segment.entries).nearest(second_cut))
+        else:
+            sketched.append(segment)
+    if sketched:
+        found.append(_roughly_then_finely(view, sketched, first_cut))
     if not found:
         return Ranked(np.empty(0, RECORD), np.empty(0, np.float32))
     records = np.concatenate([one.records for one in found])
@@ -88,28 +108,25 @@ def _exactly(point: Vector, entries: Entries) -> Ranked:
 
 
 def _roughly_then_finely(view: View, segments: Sequence[Segment], first_cut: int) -> Ranked:
-    kept: list[_Sketched] = []
-    estimates: list[Vector] = []
-    for batch in _batches(segments):
-        sketched = _gathered(batch)
-        rough = _rough_distances(view, sketched)
-        if first_cut < len(rough):
-            rows = np.argpartition(rough, first_cut - 1)[:first_cut]
-            sketched, rough = sketched[rows], rough[rows]
-        kept.append(sketched)
-        estimates.append(rough)
-    best = kept[0]
-    if len(kept) > 1:
-        best = _Sketched(
-            *(np.concatenate(column) for column in zip(*map(_columns, kept), strict=True))
-        )
-        rows = np.argsort(np.concatenate(estimates))[:first_cut]
-        best = best[rows]
+    parts = [_rough(view, batch).nearest(first_cut) for batch in _batches(segments)]
+    best = _together(parts).nearest(first_cut).entries
     return Ranked(best.records, _fine_distances(view, best))
 
 
-def _columns(sketched: _Sketched) -> tuple[Records, Words, Places]:
-    return sketched.records, sketched.words, sketched.places
+def _rough(view: View, segments: Sequence[Segment]) -> _Rough:
+    entries = _gathered(segments)
+    return _Rough(entries, _rough_distances(view, entries))
+
+
+def _together(parts: Sequence[_Rough]) -> _Rough:
+    if len(parts) == 1:
+        return parts[0]
+    entries = _Sketched(
+        np.concatenate([part.entries.records for part in parts]),
+        np.concatenate([part.entries.words for part in parts]),
+        np.concatenate([part.entries.places for part in parts]),
+    )
+    return _Rough(entries, np.concatenate([part.distances for part in parts]))
 
 
 def _batches(segments: Sequence[Segment]) -> Iterator[Sequence[Segment]]:
