@@ -192,7 +192,7 @@ async def test_the_view_shows_each_index_without_a_key(
 
 def moved(n: int, seed: int) -> Matrix:
     """Vectors of another model: elsewhere, and of another scale."""
-    return (100 + 0.01 * clustered(n, D, seed)).astype(np.float32)
+    return (3 * clustered(n, D, seed) - 20).astype(np.float32)
 
 
 async def test_an_index_whose_vectors_were_all_replaced_is_trained_by_itself(
