@@ -56,7 +56,7 @@ async def test_a_wait_that_is_cancelled_ends_though_a_connection_comes(
     async with pool_of(settings, database_dsn, pool_size=1) as pool:
         held = await pool.getconn()
         waiting = asyncio.create_task(lend(pool))
-        while not pool.get_stats().get("requests_waiting"):
+        while not pool.get_stats().get("requests_waiting"):  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0)
         await pool.putconn(held)
         for _ in range(n_steps):
