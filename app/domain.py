@@ -25,7 +25,7 @@ INT32 = np.dtype(">i4")
 
 
 class Joined(Sequence[bytes]):
-    """Byte strings that lie one after the other in a larger one; `lengths` are theirs, int32 and big-endian each."""
+    """Byte strings, one after the other in a larger one; `lengths` has an int32 for each."""
 
     __slots__ = ("_ends", "_lengths", "joined", "width")
 
@@ -58,7 +58,7 @@ class Joined(Sequence[bytes]):
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """What a scan has found for a query, not yet opened: a column each, for there are hundreds in every query."""
+    """Items that a scan has found for a query, not yet opened, by column: there are hundreds."""
 
     item_keys: Sequence[bytes]
     sealed_ids: Sequence[bytes]
@@ -99,7 +99,7 @@ class UserToken:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sends the request: a user with its token, else the root key, or anybody when no root key is set.
+    """Who sends the request: a user with its token, the root key, or anybody without a root key.
 
     `name`, `request_id` and `operation` (the route's) are what the audit log says of the request;
     `is_read` is whether its route changes nothing.
@@ -198,7 +198,7 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingModel:
-    """A model that makes vectors of texts; of a longer text it sees the first `max_seq_length` tokens."""
+    """A model that makes vectors of texts; of each it sees the first `max_seq_length` tokens."""
 
     name: str
     dimension: int
@@ -217,7 +217,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class PackedVectors:
-    """Vectors of one dimension as they came: base64 of row-major little-endian float32, not yet checked."""
+    """Vectors as they came, unchecked: base64 of row-major little-endian float32."""
 
     base64: str = field(repr=False)
     dimension: int
@@ -225,7 +225,7 @@ class PackedVectors:
 
 @dataclass(frozen=True, slots=True)
 class PackedItems:
-    """Items whose vectors came packed; `contents` and `metadata` are parallel to `ids`, or shorter, or longer."""
+    """Items whose vectors came packed; `contents` and `metadata` may be shorter than `ids`."""
 
     ids: Sequence[str]
     vectors: PackedVectors
@@ -235,7 +235,7 @@ class PackedItems:
 
 @dataclass(frozen=True, slots=True)
 class SealedItems:
-    """Rows of `items`, ready to be written, by column; `next_sketches` while a training moves to another encoder.
+    """Rows of `items`, ready to be written, by column; `next_sketches` during a training.
 
     The item keys all differ, and the rows are in their order.
     """
@@ -275,7 +275,7 @@ class Match(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A row of `users`: the keys of an index wrapped for one user, one for each permission it has."""
+    """A row of `users`: keys of an index wrapped for one user, one for each permission."""
 
     index_id: UUID
     user_id: bytes
@@ -294,7 +294,7 @@ class StoredItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:
-    """What the audit log says of one request. Holds no key: `key_id` is a keyed fingerprint of the index key."""
+    """What the audit log says of one request; `key_id` is a keyed fingerprint of the index key."""
 
     caller: str
     key_id: str | None
@@ -353,7 +353,7 @@ class IndexDescription:
 
 @dataclass(frozen=True, slots=True)
 class TrainingStatus:
-    """Names of the indexes whose training runs, and of those whose training waits, each in the order of the queue."""
+    """Names of the indexes whose training runs or waits, each in the order of the queue."""
 
     running: Sequence[str]
     queued: Sequence[str]
@@ -369,7 +369,7 @@ class TrainingStatus:
 
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
-    """The last training of an index: how far it is, or how it ended. `is_live` while some worker sees to it."""
+    """The last training of an index; `is_live` is whether some worker still sees to it."""
 
     state: str
     is_live: bool
@@ -381,7 +381,7 @@ class TrainingJob:
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """What a training has made, for the row of the index and the history; `profile` when there was a key."""
+    """What a training has made; it has a `profile` if there was a key."""
 
     generation: int
     n_lists: int

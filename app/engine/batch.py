@@ -1,4 +1,4 @@
-"""A batch of items on its way in: checked, then sealed and sketched. Plain arithmetic, run in a thread."""
+"""A batch of items on its way in: checked, then sealed and sketched, in a thread."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ MAX_ID_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Items with their vectors as one matrix (n, d); `contents` and `metadata` are parallel to `ids`."""
+    """Items with their vectors as one matrix (n, d); all columns are parallel."""
 
     ids: Sequence[str]
     vectors: Matrix
@@ -32,7 +32,7 @@ class Batch:
 
 @timed("parse")
 def check(items: Sequence[Item], index: Index, max_items: int) -> Batch:
-    """Return `items` as a batch for `index`. Raises `InvalidInput` naming the first item that does not fit."""
+    """Return `items` as a batch for `index`. Raises `InvalidInput` naming an item that is wrong."""
     if not items:
         raise errors.InvalidInput("items cannot be empty")
     for position, item in enumerate(items):
@@ -65,7 +65,7 @@ def check_batch(batch: Batch, index: Index, max_items: int) -> Batch:
 
 
 def to_matrix(vectors: Sequence[Sequence[float] | Vector], what: str) -> Matrix:
-    """Return `vectors` as one finite float32 matrix (n, d). Raises `InvalidInput` naming the row (`what`)."""
+    """Return `vectors` as one finite float32 matrix (n, d). Raises `InvalidInput` naming a row."""
     length = len(vectors[0])
     for position, vector in enumerate(vectors):
         if len(vector) != length:
@@ -95,7 +95,7 @@ def check_finite(matrix: NDArray[np.floating], what: str) -> None:
 
 
 def check_dimension(vectors: Matrix, index: Index) -> None:
-    """Raise `InvalidInput` unless the rows of `vectors` have the dimension of `index`, where it is known."""
+    """Raise `InvalidInput` unless `vectors` have the dimension of `index`, if it is known."""
     dimension = vectors.shape[1]
     if index.dimension is not None and dimension != index.dimension:
         raise errors.InvalidInput(
@@ -117,13 +117,14 @@ def _rounded(vectors: Matrix, precision: Precision) -> Matrix:
 def _refuse_missing_vector(position: int, item: Item) -> None:
     if item.contents:
         raise errors.InvalidInput(
-            f"Item {position} has no vector, and the index has no embedding model to make one from its contents"
+            f"Item {position} has no vector, and the index has no embedding model"
+            " to make one from its contents"
         )
     raise errors.InvalidInput(f"Item {position} has neither a vector nor contents")
 
 
 class SealedBatch(NamedTuple):
-    """The rows to store for a batch, as COPY reads them, and their item keys; both in the order of the keys."""
+    """The rows to store for a batch, as COPY reads them, in the order of their item keys."""
 
     item_keys: Sequence[bytes]
     rows: Sequence[bytes]
@@ -205,7 +206,7 @@ class _Blinder(dict[filters.terms.Term, bytes]):
 def _tokens(
     blinder: _Blinder, metadata: Metadata | None, unfilterable: frozenset[str]
 ) -> list[bytes]:
-    """Return the tokens of `metadata`, sorted, so that their order does not tell which field each is of."""
+    """Return the tokens of `metadata`, sorted: their order must not tell their fields."""
     if not metadata:
         return []
     # Two terms may share a token by chance.

@@ -1,4 +1,4 @@
-"""What a search asks for, what it costs, and every measured constant that decides how it is made."""
+"""What a search asks for, what it costs, and every measured constant that shapes it."""
 
 from dataclasses import dataclass, replace
 from typing import Self

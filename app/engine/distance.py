@@ -32,7 +32,7 @@ def distances(metric: Metric, query: Vector, candidates: Matrix) -> Vector:
 
 
 def cosine(query: Vector, candidates: Matrix) -> Vector:
-    """1 - q·v / (|q||v|) from `query` (d,) to each row of `candidates` (n, d), within 0..2: shape (n,).
+    """1 - q·v / (|q||v|) from `query` (d,) to each of `candidates` (n, d), within 0..2: (n,).
 
     The zero vector is at distance exactly 1 from everything.
     """

@@ -36,7 +36,7 @@ class Matches:
 
     @timed("open")
     def among_many(self, rows: Sequence[Row]) -> list[bytes]:
-        """Return the keys of the items that match; of what may be millions, nothing is remembered."""
+        """Return the keys of the items that match; remember nothing, as there may be millions."""
         return [row.item_key for row in rows if self._check(row)]
 
     def of_each(self, peeked: Sequence[Sequence[Row]]) -> list[list[bytes]]:
@@ -49,11 +49,11 @@ class Matches:
         return len(self.among(rows)) == len(rows)
 
     def kept(self, read: Candidates) -> Candidates:
-        """Return the candidates that match. An item that was replaced meanwhile is checked again."""
+        """Return the candidates that match. What was replaced meanwhile is checked again."""
         return _chosen(read, self.among(_rows(read)))
 
     def kept_of_many(self, read: Candidates) -> Candidates:
-        """Return the candidates that match; of what may be millions, nothing is remembered."""
+        """Return the candidates that match; remember nothing, as there may be millions."""
         return _chosen(read, self.among_many(_rows(read)))
 
     def _verdict(self, row: Row) -> bool:

@@ -1,4 +1,4 @@
-"""Vectors as clients pack them, row-major little-endian float32 in base64: from text to one matrix, never a list."""
+"""Vectors as clients pack them, row-major little-endian float32 in base64, to a matrix."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -47,7 +47,8 @@ def unpack(packed: PackedVectors, what: str) -> Matrix:
         raise errors.InvalidInput("batch.vectors_b64 is not valid base64") from None
     if len(data) % (packed.dimension * _DTYPE.itemsize):
         raise errors.InvalidInput(
-            f"batch.vectors_b64 holds {len(data)} bytes, which is no multiple of 4 times batch.dimension"
+            f"batch.vectors_b64 holds {len(data)} bytes,"
+            " which is no multiple of 4 times batch.dimension"
         )
     if not data:
         raise errors.InvalidInput("batch.vectors_b64 cannot be empty")

@@ -1,4 +1,4 @@
-"""A search: look for candidates, open them, keep what matches, rank, and look on until it is enough.
+"""A search: look for candidates, open them, keep what matches, rank, look on until it is enough.
 
 With a filter and without, the loop is the same. It runs on the event loop; what takes longer than a
 few milliseconds runs in threads (docs/decisions/0076, 0081).
@@ -29,7 +29,7 @@ from app.store.pg.pool import Pool
 
 
 class Searcher:
-    """Makes searches, as many at a time as there are connections; the others wait for their turn."""
+    """Makes searches, as many at a time as there are connections; others wait for their turn."""
 
     def __init__(self, connections: Pool, settings: Settings) -> None:
         self._connections = connections
@@ -193,7 +193,7 @@ class Search:
         )
 
     async def _keep(self, ranked: Sequence[Sequence[Winner]]) -> bool:
-        """Whether what was ranked may be in the answer; if not, another way is taken from now on."""
+        """Whether what was ranked may be in the answer; if not, the search takes another way."""
         del ranked
         return True
 
@@ -206,7 +206,7 @@ class Search:
 
 
 class FilteredSearch(Search):
-    """A search with a filter: what the kind of index cannot decide is decided by opened metadata."""
+    """A search with a filter: opened metadata decides what the kind of index cannot."""
 
     def __init__(
         self, wanted: Wanted, scan: FilteredScan, matches: Matches, exact: ExactSearch

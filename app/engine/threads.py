@@ -10,5 +10,5 @@ Answer = TypeVar("Answer")
 
 
 async def computed(cost_us: float, work: Callable[[], Answer]) -> Answer:
-    """Return what `work` returns: at once when it takes no longer than `LOOP_US`, else from a thread."""
+    """Return what `work` returns: at once when it costs little, else from a thread."""
     return work() if cost_us <= LOOP_US else await asyncio.to_thread(work)

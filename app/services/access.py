@@ -151,7 +151,7 @@ class IndexOpener:
         *,
         needs: Permission | None,
     ) -> Answer:
-        """Return what `operation` returns for the index as it is now, and record a read if the settings ask for it.
+        """Return what `operation` returns for the index as it is now; record a read by setting.
 
         `operation` may run several times: it must be one transaction, and raise `StaleIndex` when
         it finds the index changed. A user must have the permission that it `needs`; None is for
@@ -191,7 +191,7 @@ class IndexOpener:
         raise errors.Unavailable("The index keeps changing; try again")
 
     async def open(self, access: IndexAccess) -> KeyedIndex:
-        """Return the index that `access` names, with its keys. Raises `NotFound`, `KeyRejected`, `Forbidden`."""
+        """Return the index that `access` names. Raises `NotFound`, `KeyRejected`, `Forbidden`."""
         if access.caller.user is not None:
             return await self._open_for_user(access.index_name, access.caller.user)
         # Only the key can tell that a remembered row is not of today's index: without one, it may
@@ -211,7 +211,7 @@ class IndexOpener:
             return self._unwrap(await self._read_row(access.index_name), kek)
 
     async def visible_names(self, caller: Caller) -> list[str]:
-        """Return the names of the indexes that `caller` may see: all, or a user's own. Raises `Forbidden`."""
+        """Return the names of the indexes that `caller` may see. Raises `Forbidden`."""
         async with self._engine.begin() as connection:
             if caller.user is None:
                 return list(await store.indexes.names(connection))
@@ -228,7 +228,7 @@ class IndexOpener:
         await self._index_of(token)
 
     async def _open_for_user(self, name: str, token: UserToken) -> KeyedIndex:
-        """Return a user's own index. Another name, whether there is such an index or not, is `Forbidden`."""
+        """Return a user's own index. Every other name is `Forbidden`, if there is one or not."""
         opened = await self._index_of(token)
         if opened.index.name != name:
             raise _no_right()
@@ -271,7 +271,7 @@ class IndexOpener:
         return index_keys
 
     def forget_expired(self) -> None:
-        """Let go of the keys whose time is over; without this they would stay until the next request."""
+        """Let go of the keys whose time is over; else they would stay until the next request."""
         self._opened.expire()
         self._sessions.expire()
 
@@ -305,7 +305,7 @@ class IndexOpener:
 
 
 def _no_right() -> errors.Forbidden:
-    """Return one answer for all that is not the user's, or no longer, so that names cannot be probed."""
+    """Return one answer for all that is not the user's: names must not be probed."""
     return errors.Forbidden("permission denied: this API key has no right to this index")
 
 

@@ -1,4 +1,4 @@
-"""What goes into the audit log: every change in its own transaction, and by setting reads and refusals."""
+"""What goes into the audit log: every change with its transaction, by setting reads, too."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -61,7 +61,7 @@ async def reads(engine: AsyncEngine, access: IndexAccess) -> AsyncIterator[None]
 
 
 async def _record(engine: AsyncEngine, access: IndexAccess, outcome: str) -> None:
-    """Record a use of the index that changes nothing. Neither the name nor the key has been checked."""
+    """Record a use of the index that changes nothing. Neither name nor key has been checked."""
     async with stage("audit"), engine.begin() as connection:
         await store.audit.record(
             connection,

@@ -128,7 +128,7 @@ async def _keep_adding_audit_months(engine: AsyncEngine) -> None:
 
 
 async def _add_audit_months(engine: AsyncEngine) -> None:
-    """Keep partitions of the audit log ready. Without them no write fails: entries go to the default partition."""
+    """Keep partitions of the audit log ready. Without them entries go to the default one."""
     try:
         async with engine.begin() as connection:
             await store.audit.add_partitions(connection)

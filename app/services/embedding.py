@@ -1,4 +1,4 @@
-"""Text where a vector could be: the model of a new index, items without a vector, queries in words."""
+"""Text in place of vectors: the model of a new index, items without vector, queries in words."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +23,7 @@ class EmbeddingService:
         return await self._embedder.models()
 
     async def settle(self, new: NewIndex) -> tuple[NewIndex, str | None]:
-        """Return `new` with the model's full name and dimension, and the hash of the model's weights.
+        """Return `new` with the model's full name and dimension, and the hash of its weights.
 
         Raises `InvalidInput` for an unknown model or another dimension, and `ModelUnavailable`.
         """
@@ -37,7 +37,7 @@ class EmbeddingService:
         return replace(new, embedding_model=model.name, dimension=model.dimension), weights_sha256
 
     async def stats(self, index: Index) -> dict[str, Any] | None:
-        """Return what there is to know about the model of `index`, if it has one. Nothing is loaded for it."""
+        """Return what is known about the model of `index`, if it has one, without loading it."""
         if index.embedding_model is None:
             return None
         on_disk = await self._embedder.weights_sha256(index.embedding_model)
@@ -50,7 +50,7 @@ class EmbeddingService:
         }
 
     async def complete(self, index: Index, items: Sequence[Item]) -> Sequence[Item]:
-        """Return `items` with a vector for each that has contents and none. Raises `TooLarge`, `InvalidInput`."""
+        """Return `items` with vectors made of contents. Raises `TooLarge`, `InvalidInput`."""
         positions = [
             position for position, item in enumerate(items) if item.vector is None and item.contents
         ]
@@ -66,7 +66,7 @@ class EmbeddingService:
         return whole
 
     async def vectorise(self, index: Index, query: Query) -> Query:
-        """Return `query` with the vectors of its texts, if texts are all it has and the index has a model."""
+        """Return `query` with the vectors of its texts, if it has no others and there is one."""
         if index.embedding_model is None or query.contents is None or query.vectors is not None:
             return query
         texts = [query.contents] if isinstance(query.contents, str) else query.contents
@@ -90,7 +90,7 @@ class EmbeddingService:
 
 
 def _text(contents: object, what: str) -> str:
-    """Return `contents`. Raises `InvalidInput` naming `what` unless it is a text that says something."""
+    """Return `contents`. Raises `InvalidInput` naming `what` unless it is a text with words."""
     if not isinstance(contents, str):
         raise errors.InvalidInput(
             f"{what} has no vector, and its contents are bytes: only text can be embedded"

@@ -99,7 +99,7 @@ class IndexService:
             return await self._opener.visible_names(caller)
 
     async def check_user(self, caller: Caller) -> None:
-        """Raise `Forbidden` for a user that has been revoked, on a route where no index would tell."""
+        """Raise `Forbidden` for a user that was revoked, on a route where no index would tell."""
         if caller.user is not None:
             await self._opener.visible_names(caller)
 
@@ -132,7 +132,7 @@ class IndexService:
             await use.record(connection, "delete")
 
     def sweep(self) -> None:
-        """Begin to drop what deleted indexes have left behind. It may wait for whoever reads the whole table."""
+        """Begin to drop what deleted indexes have left. It may wait for readers of all."""
         sweep = asyncio.create_task(self._drop_deleted())
         self._sweeps.add(sweep)
         sweep.add_done_callback(self._sweeps.discard)
@@ -191,7 +191,8 @@ class IndexService:
             return sketch_bits(new.dimension) if new.dimension else None
         if not _MIN_SKETCH_BITS <= bits <= MAX_SKETCH_BITS or bits % 8:
             raise errors.InvalidInput(
-                f"sketch_bits must be a multiple of 8 between {_MIN_SKETCH_BITS} and {MAX_SKETCH_BITS}"
+                "sketch_bits must be a multiple of 8"
+                f" between {_MIN_SKETCH_BITS} and {MAX_SKETCH_BITS}"
             )
         return bits
 

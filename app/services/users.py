@@ -17,7 +17,7 @@ class UserService:
 
     @on_index(needs=None)
     async def create(self, use: Use, permissions: Sequence[str]) -> UserToken:
-        """Make a user with `permissions`, repeats allowed. Raises `InvalidInput` for unknown ones."""
+        """Make a user with `permissions`. Raises `InvalidInput` for none or unknown ones."""
         granted = _permissions(permissions)
         token = user_keys.mint()
         user = _wrapped(use.keyed, token, granted)

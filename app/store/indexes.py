@@ -24,11 +24,11 @@ N_ITEMS = "SELECT coalesce(sum(n_items), 0)::bigint FROM item_counts WHERE index
 
 
 class StaleIndex(Exception):
-    """What the caller knows of an index is no longer true; it reads the row again and starts over."""
+    """What the caller knows of an index is no longer true; it reads the row again."""
 
 
 class IndexTrip(RoundTrip):
-    """A round trip to the items of `index`. Raises `StaleIndex` unless that is the row as it is now."""
+    """A round trip to the items of `index`. Raises `StaleIndex` if the index has changed."""
 
     def __init__(self, raw: Connection, index: Index) -> None:
         super().__init__(raw)
@@ -124,7 +124,7 @@ async def share_encoder(connection: AsyncConnection, index: Index) -> None:
 
 
 async def own_encoder(connection: AsyncConnection, index_id: UUID) -> None:
-    """Wait for all writers that hold `share_encoder`, and hold off others until the transaction ends."""
+    """Wait for all who hold `share_encoder`, and hold off others until the transaction ends."""
     await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_lock_number(index_id))))
 
 
@@ -136,7 +136,7 @@ async def initialise(
     sketch_bits: int,
     sealed_encoder: bytes,
 ) -> None:
-    """Fix the dimension and the first encoder. Raises `StaleIndex` when another writer was first."""
+    """Fix dimension and first encoder. Raises `StaleIndex` when another writer was first."""
     statement = (
         sa.update(indexes)
         .where(
@@ -156,7 +156,7 @@ async def initialise(
 
 
 async def delete(connection: AsyncConnection, index: Index) -> None:
-    """Delete the row of `index` and leave its partition to be dropped. Raises `StaleIndex` if it changed."""
+    """Delete the row of `index`; its partition is dropped later. Raises `StaleIndex`."""
     statement = sa.delete(indexes).where(
         indexes.c.id == index.id, indexes.c.revision == index.revision
     )

@@ -55,7 +55,7 @@ _FIELD_COLUMNS = {
 async def upsert(
     connection: AsyncConnection, index: Index, item_keys: Sequence[bytes], rows: Sequence[bytes]
 ) -> Written:
-    """Add or replace the items whose `rows` are those of `copy_rows.rows`, in pieces, and in the order of `item_keys`.
+    """Add or replace items; `rows` are pieces that `copy_rows.rows` made, in the order of keys.
 
     Rows are written in the order of their keys, so that concurrent batches cannot deadlock.
     """
@@ -75,7 +75,8 @@ async def _is_any_stored(
     raw: psycopg.AsyncConnection[Any], index: Index, item_keys: Sequence[bytes]
 ) -> bool:
     cursor = await raw.execute(
-        f"SELECT EXISTS (SELECT FROM {partition_name(index.id)} WHERE index_id = %s AND item_key = ANY(%s))",
+        f"SELECT EXISTS (SELECT FROM {partition_name(index.id)}"
+        " WHERE index_id = %s AND item_key = ANY(%s))",
         (index.id, ItemKeys(item_keys)),
     )
     return bool(_one(await cursor.fetchone())[0])
@@ -116,7 +117,8 @@ async def _replace(
                 sealed_id = excluded.sealed_id, {sketch} = excluded.{sketch},
                 {other_sketch} = excluded.{other_sketch},
                 sealed_vector = excluded.sealed_vector, sealed_contents = excluded.sealed_contents,
-                sealed_metadata = excluded.sealed_metadata, tokens = excluded.tokens, updated_at = now()
+                sealed_metadata = excluded.sealed_metadata, tokens = excluded.tokens,
+                updated_at = now()
             RETURNING xmax = 0 AS is_new
         )
         SELECT count(*) FILTER (WHERE is_new), count(*) FROM written
@@ -137,17 +139,18 @@ def _sketch_columns(index: Index) -> tuple[str, str]:
 async def by_keys(
     connection: AsyncConnection, index: Index, item_keys: Sequence[bytes], fields: frozenset[str]
 ) -> dict[bytes, SealedFields]:
-    """Return the stored items among `item_keys` with the columns for `fields` (id, vector, contents, metadata)."""
+    """Return the stored items among `item_keys` with `fields`: id, vector, contents, metadata."""
     columns = [
         f"{column} AS {column}" if field in fields else f"NULL::bytea AS {column}"
         for field, column in _FIELD_COLUMNS.items()
     ]
+    sealed_id = "sealed_id" if "id" in fields else "NULL::bytea AS sealed_id"
     async with (
         driver(connection) as raw,
         raw.cursor(binary=True, row_factory=class_row(SealedFields)) as cursor,
     ):
         await cursor.execute(
-            f"SELECT item_key, {'sealed_id' if 'id' in fields else 'NULL::bytea AS sealed_id'}, {', '.join(columns)}"
+            f"SELECT item_key, {sealed_id}, {', '.join(columns)}"
             f" FROM {partition_name(index.id)} WHERE index_id = %s AND item_key = ANY(%s)",
             (index.id, ItemKeys(item_keys)),
         )
@@ -221,11 +224,12 @@ async def sealed_ids(
 
 
 async def sizes(connection: AsyncConnection, index: Index) -> tuple[int, int]:
-    """Return the bytes on disk of an index with all that belongs to it, and of its ivfflat index alone."""
+    """Return the bytes on disk of an index with all its parts, and of its ivfflat index alone."""
     async with driver(connection) as raw:
         cursor = await raw.execute(
             """
-            SELECT pg_total_relation_size(to_regclass(%(name)s)), coalesce(sum(pg_relation_size(indexrelid)), 0)::bigint
+            SELECT pg_total_relation_size(to_regclass(%(name)s)),
+                coalesce(sum(pg_relation_size(indexrelid)), 0)::bigint
             FROM pg_index JOIN pg_class AS relation ON relation.oid = indexrelid
             WHERE indrelid = to_regclass(%(name)s) AND starts_with(relation.relname, 'ivf_')
             """,

@@ -282,8 +282,9 @@ def sketch_case(
     scale: float,
     step: int = 7919,
 ) -> dict[str, Any]:
-    """Numbers of `rotated` are those of a true rotation; a case has none near zero, where platforms
-    may differ.
+    """Numbers of `rotated` are those of a true rotation.
+
+    A case has none near zero, where platforms may differ.
     """
     sketch_key = hkdf_expand(hkdf_extract(INDEX_ID.bytes, DEK), "sketch", 32)
     rotation_key = hkdf_expand(sketch_key, "sketch/rotation", 32)

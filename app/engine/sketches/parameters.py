@@ -87,7 +87,7 @@ class EncoderParameters:
         return min(others, key=lambda one: one.confusion(metric, sample))
 
     def needs_refit(self, metric: Metric, sample: Matrix) -> bool:
-        """Return whether the data have moved, so that a fit to `sample` (n, d) would do much better.
+        """Return whether the data have moved, so that a fit to `sample` (n, d) would do far better.
 
         True also for an encoder with the coins of format 1.
         """

@@ -1,4 +1,4 @@
-"""Statements of training on the items of one index: the vectors it reads, the sketches it writes, what it measures.
+"""Statements of training on the items of one index: what it reads, writes and measures.
 
 Like those of `store.items`, they name the index's own partition and go through psycopg itself.
 """
@@ -32,7 +32,8 @@ _SCAN_SETTINGS = (
 # of their keys, by the primary key, joined through a hash table. Either side of that join comes in
 # the order of the keys.
 _WRITE_SETTINGS = (
-    "SELECT set_config('enable_nestloop', 'off', true), set_config('enable_mergejoin', 'off', true),"
+    "SELECT set_config('enable_nestloop', 'off', true),"
+    " set_config('enable_mergejoin', 'off', true),"
     " set_config('enable_bitmapscan', 'off', true), set_config('enable_seqscan', 'off', true)"
 )
 
@@ -45,7 +46,7 @@ async def vectors_after(
     *,
     lacking: int | None = None,
 ) -> list[SealedVector]:
-    """Return item keys and sealed vectors of the `limit` items that follow `item_key`, in the order of their keys.
+    """Return keys and sealed vectors of the `limit` items that follow `item_key`, in order.
 
     Of those that lack the sketch by version `lacking` of the encoder, if that is given.
     """
@@ -54,7 +55,8 @@ async def vectors_after(
         # The planner knows little of a young table, and would read and sort all that follows for
         # each chunk.
         await cursor.execute(
-            "SELECT set_config('enable_bitmapscan', 'off', true), set_config('enable_sort', 'off', true)"
+            "SELECT set_config('enable_bitmapscan', 'off', true),"
+            " set_config('enable_sort', 'off', true)"
         )
         await cursor.execute(
             f"SELECT item_key, sealed_vector FROM {partition_name(index.id)}"
@@ -67,7 +69,7 @@ async def vectors_after(
 async def all_vectors(
     connection: AsyncConnection, index: Index, at_a_time: int
 ) -> AsyncIterator[list[SealedVector]]:
-    """Yield item key and sealed vector of every item, `at_a_time`, in no order, as of one moment."""
+    """Yield key and sealed vector of every item, in no order, as of one moment."""
     async with driver(connection) as raw, raw.cursor("all_vectors") as cursor:
         await cursor.execute(
             f"SELECT item_key, sealed_vector FROM {partition_name(index.id)} WHERE index_id = %s",
@@ -121,7 +123,8 @@ def _write_statement(
     statement = f"""
         UPDATE {partition_name(index.id)} AS stored SET {column} = fresh.sketch
         FROM unnest(%b::bytea[], %b::varbit[]) AS fresh (item_key, sketch)
-        WHERE stored.index_id = %s AND stored.item_key = ANY(%b) AND stored.item_key = fresh.item_key
+        WHERE stored.index_id = %s AND stored.item_key = ANY(%b)
+            AND stored.item_key = fresh.item_key
             AND stored.{column} IS NULL
         """
     keys = ItemKeys(item_keys)
@@ -136,7 +139,7 @@ async def candidate_keys(
     pool: int,
     n_probes: int,
 ) -> list[bytes]:
-    """Return for each sketch the item keys of its `pool` candidates in their order, joined to one value.
+    """Return for each sketch the keys of its `pool` candidates in order, joined to one value.
 
     Exactly `n_probes` lists of the ivfflat index of `index.generation` are read, whether queries
     use it yet or not.
@@ -191,10 +194,12 @@ async def list_sizes(connection: AsyncConnection, index: Index, n_samples: int) 
 
 
 def _scan(index: Index) -> str:
-    """Return the scan of the candidates of `query.sketch`; its parameters are the index's id and the limit."""
+    """Return the scan of the candidates of `query.sketch`; it takes the index's id and a limit."""
     bits = index.sketch_bits
     assert bits is not None  # noqa: S101 - an index with items has a dimension, and so sketches
     return (
-        f"SELECT item_key FROM {partition_name(index.id)} WHERE index_id = %s AND {in_generation(index.generation)}"
-        f" ORDER BY {sketch_expression(index.encoder_version, bits)} <~> query.sketch::bit({bits}) LIMIT %s"
+        f"SELECT item_key FROM {partition_name(index.id)}"
+        f" WHERE index_id = %s AND {in_generation(index.generation)}"
+        f" ORDER BY {sketch_expression(index.encoder_version, bits)}"
+        f" <~> query.sketch::bit({bits}) LIMIT %s"
     )

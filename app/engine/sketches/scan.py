@@ -82,7 +82,13 @@ class SketchScan:
         # How many items there are decides how far to look, not whether.
         if bound.further(*asked, n_items=1, target=target) is None:
             return True
-        look = bound.further(*asked, n_items=round(await self._n_in_reach()), target=target)
+        n_opened, n_items = len(progress.hammings), await self._n_in_reach()
+        if n_opened >= n_items and self._reads_some_lists():
+            # The lists that were asked for hold nothing more.
+            return True
+        # The number is an estimate: if it is too low, the looks grow all the same.
+        n_items = max(round(n_items), 2 * n_opened)
+        look = bound.further(*asked, n_items=n_items, target=target)
         if look is None:
             return True
         progress.opened_up_to = progress.look.reach(progress.hammings)
@@ -109,6 +115,9 @@ class SketchScan:
         """Return about how many items the lists hold that this search reads."""
         n_items = await self._estimates.n_items(self._connections, self._table)
         return n_items * min(1.0, self._wanted.ask.n_probes / self._index.n_lists)
+
+    def _reads_some_lists(self) -> bool:
+        return self._wanted.ask.n_probes < self._index.n_lists
 
     def _queries(
         self, positions: Sequence[int], reaches: Sequence[Reach] | None = None
@@ -256,6 +265,10 @@ class FilteredSketchScan(SketchScan):
 
     async def _estimate(self) -> Estimate:
         return await self._estimates.get(self._connections, self._table, self._clauses)
+
+    def _reads_some_lists(self) -> bool:
+        # With a filter a scan goes on through the lists until it has found enough.
+        return False
 
     async def _n_in_reach(self) -> float:
         estimate = await self._estimate()

@@ -42,7 +42,7 @@ _BIT_HEADER_BYTES = 4
 
 
 class Reach(NamedTuple):
-    """From which Hamming distance to which a look goes, and how many candidates it reads at most."""
+    """The Hamming distances between which a look reads, and how many candidates at most."""
 
     nearest: int
     farthest: int
@@ -50,7 +50,7 @@ class Reach(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a look has found for a query: items to open, and the distances of all up to its limit."""
+    """What a look has found for a query: items to open, and all distances up to its limit."""
 
     rows: Candidates
     hammings: Hammings
@@ -139,7 +139,7 @@ def by_tokens(table: Table, clauses: Clauses, most: int) -> str:
 
 
 def among(table: Table, most: int) -> str:
-    """Return the statement that finds the places of the nearest of some items, named by their keys."""
+    """Return the statement that finds the places of the nearest of some item keys."""
     return for_each(_places(table, "index_id = %s AND item_key = ANY(%s)", most))
 
 
@@ -171,7 +171,7 @@ def by_keys(table: Table) -> str:
 
 
 def everything(table: Table, clauses: Clauses, most: int) -> str:
-    """Return the statement that finds all items that meet the clauses, up to one more than `most`."""
+    """Return the statement that finds all items that meet clauses, or one more than `most`."""
     return f"""
         SELECT {packed_rows.KEYS}, string_agg(tidsend(place), ''),
             string_agg(bit_send(sketch), ''), count(*)

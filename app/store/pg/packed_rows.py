@@ -43,7 +43,7 @@ def n_together(dimension: int | None) -> int:
 
 
 def in_parts(dimension: int | None, limit: int) -> tuple[str, str]:
-    """Return a column and a clause that make several rows of `limit` candidates where they are too much for one."""
+    """Return a column and a clause that divide `limit` candidates into rows of a fair size."""
     most = n_together(dimension)
     return (
         ("", "")
@@ -53,7 +53,7 @@ def in_parts(dimension: int | None, limit: int) -> tuple[str, str]:
 
 
 def unpacked(item_keys: bytes | None, *columns: bytes | None) -> Candidates:
-    """Return the candidates of a row of `CANDIDATES` or `CANDIDATES_AND_METADATA`; of none, all is NULL."""
+    """Return the candidates of a row of `candidates`; if there are none, all is NULL."""
     lengths, values = columns[::2], columns[1::2]
     joined = [
         Joined(value or b"", length or b"") for length, value in zip(lengths, values, strict=True)
