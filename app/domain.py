@@ -190,6 +190,7 @@ class Index:
     index_config: Mapping[str, Any] | None
     created_at: datetime
     sealed_schema: bytes | None = field(repr=False)
+    sealed_header: bytes | None = field(repr=False)
 
     @property
     def is_trained(self) -> bool:

@@ -95,6 +95,7 @@ class Settings:
     audit_reads: bool = False
     max_audited_refusals: _Natural = 60
 
+    require_headers: bool = False
     key_cache_ttl_s: _Seconds = 60.0
     key_cache_size: _Positive = 256
 

@@ -39,6 +39,8 @@ KEY_MATERIAL_BYTES = N_SHARDS * KEY_BYTES
 INDEX_LEVEL = bytes(ITEM_KEY_BYTES)
 # That of its metadata schema, so that it cannot be taken for another.
 SCHEMA_LEVEL = bytes(ITEM_KEY_BYTES - 1) + b"\x01"
+# That of its header.
+HEADER_LEVEL = bytes(ITEM_KEY_BYTES - 1) + b"\x02"
 
 _VERSION = bytes([VERSION])
 _SHARD_MASK = N_SHARDS - 1

@@ -1,7 +1,9 @@
 """The key hierarchy: the client's index key (KEK) wraps the data key (DEK), which gives all others.
 
-    wrapped DEK   version (1) = 0x01 ‖ nonce (12) ‖ ciphertext (32) ‖ tag (16)
-    AAD           "sealdex/v1/dek" ‖ index UUID (16)
+    wrapped DEK   version (1) = 0x02 ‖ nonce (12) ‖ ciphertext (32) ‖ tag (16)
+    AAD           "sealdex/v2/dek" ‖ index UUID (16); in version 1 "sealdex/v1/dek" ‖ index UUID
+
+    Version 2 says that the row of the index has a sealed header; version 1 is of before headers.
 
     DEK ── HKDF-SHA256, salt = index UUID, info = "sealdex/v1/" ‖ label
     ├── contents · metadata · vector · id-seal · encoder     64 sub-keys each, for `aead.Sealer`
@@ -32,7 +34,6 @@ from app.errors import DataCorrupted, Forbidden, InvalidInput, KeyRejected
 
 KEY_BYTES = 32
 
-_VERSION = b"\x01"
 # Each is one session key, derived and kept: a search among rows of many sessions asks for the same
 # ones again.
 _MAX_SESSIONS = 1024
@@ -40,7 +41,9 @@ _WRITE_KEY_BYTES = sessions.PUBLIC_BYTES + 3 * KEY_BYTES + aead.KEY_MATERIAL_BYT
 _WRAPPED_BYTES = aead.OVERHEAD_BYTES + KEY_BYTES
 _KEY_ID_BYTES = 6
 _ROOT_KEY_ID_BYTES = 4
-_WRAP_LABEL = hkdf.LABEL_PREFIX + b"dek"
+# By version.
+_WRAP_LABELS = {b"\x01": b"sealdex/v1/dek", b"\x02": b"sealdex/v2/dek"}
+_VERSION = b"\x02"
 
 
 def parse_index_key(text: str) -> bytes:
@@ -63,7 +66,8 @@ def generate_dek() -> bytes:
 def wrap_dek(kek: bytes, dek: bytes, index_id: UUID) -> bytes:
     """Wrap `dek` under `kek`, bound to the index: 61 bytes, different each time."""
     nonce = os.urandom(aead.NONCE_BYTES)
-    return _VERSION + nonce + _wrapper(kek).encrypt(nonce, dek, _WRAP_LABEL + index_id.bytes)
+    aad = _WRAP_LABELS[_VERSION] + index_id.bytes
+    return _VERSION + nonce + _wrapper(kek).encrypt(nonce, dek, aad)
 
 
 def unwrap_dek(kek: bytes, wrapped: bytes, index_id: UUID) -> bytes:
@@ -71,13 +75,18 @@ def unwrap_dek(kek: bytes, wrapped: bytes, index_id: UUID) -> bytes:
 
     Raises `KeyRejected` when `kek` is not the key that wrapped it for this index.
     """
-    if len(wrapped) != _WRAPPED_BYTES or wrapped[:1] != _VERSION:
+    if len(wrapped) != _WRAPPED_BYTES or wrapped[:1] not in _WRAP_LABELS:
         raise DataCorrupted("the stored data key of the index has an unknown format")
     nonce, ciphertext = wrapped[1 : aead.HEADER_BYTES], wrapped[aead.HEADER_BYTES :]
     try:
-        return _wrapper(kek).decrypt(nonce, ciphertext, _WRAP_LABEL + index_id.bytes)
+        return _wrapper(kek).decrypt(nonce, ciphertext, _WRAP_LABELS[wrapped[:1]] + index_id.bytes)
     except InvalidTag as error:
         raise KeyRejected("the index key does not open this index") from error
+
+
+def demands_header(wrapped: bytes) -> bool:
+    """Whether an index with this wrapped data key has a sealed header; true only if it unwraps."""
+    return wrapped[:1] == _VERSION
 
 
 def key_id(kek: bytes, index_id: UUID) -> str:
@@ -150,15 +159,19 @@ class IndexKeys:
     ms.
     """
 
-    def __init__(self, pseudorandom_key: bytes, index_id: UUID) -> None:
+    def __init__(
+        self, pseudorandom_key: bytes, index_id: UUID, *, demands_header: bool = True
+    ) -> None:
+        """`demands_header` is what the wrapped key has said from which these keys come."""
         self.index_id = index_id
+        self.demands_header = demands_header
         self._pseudorandom_key = pseudorandom_key
         self._sessions = _SessionCiphers(pseudorandom_key, index_id)
 
     @classmethod
-    def derive(cls, dek: bytes, index_id: UUID) -> Self:
+    def derive(cls, dek: bytes, index_id: UUID, *, demands_header: bool = True) -> Self:
         """Derive the keys of the index whose data key is `dek`."""
-        return cls(hkdf.extract(index_id.bytes, dek), index_id)
+        return cls(hkdf.extract(index_id.bytes, dek), index_id, demands_header=demands_header)
 
     def __repr__(self) -> str:
         return f"IndexKeys(index_id={self.index_id})"
@@ -224,7 +237,12 @@ class WriterKeys(IndexKeys):
     """The keys of someone who may write but not read: they seal, and open the encoder only."""
 
     def __init__(
-        self, write_key: bytes, index_id: UUID, session: sessions.Session | None = None
+        self,
+        write_key: bytes,
+        index_id: UUID,
+        session: sessions.Session | None = None,
+        *,
+        demands_header: bool = True,
     ) -> None:
         """`write_key` is that of `IndexKeys.write_key`.
 
@@ -232,7 +250,7 @@ class WriterKeys(IndexKeys):
         """
         if len(write_key) != _WRITE_KEY_BYTES:
             raise DataCorrupted("the stored write key of a user has an unknown format")
-        super().__init__(b"", index_id)
+        super().__init__(b"", index_id, demands_header=demands_header)
         self._write_key = write_key
         starts = (sessions.PUBLIC_BYTES + number * KEY_BYTES for number in range(3))
         self._keys = [write_key[start : start + KEY_BYTES] for start in starts]

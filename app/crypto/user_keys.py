@@ -4,9 +4,12 @@
     tag            first 8 bytes of HMAC-SHA256(tag key, "1" ‖ user id ‖ user key)
     tag key        HKDF-SHA256, salt = empty, input = root key, info = "sealdex/v1/user-token"
 
-    wrapped key    version (1) = 0x01 ‖ nonce (12) ‖ ciphertext ‖ tag (16), where
+    wrapped key    version (1) = 0x02 ‖ nonce (12) ‖ ciphertext ‖ tag (16), where
                    ciphertext ‖ tag = AES-256-GCM(user key, nonce, key, AAD)
-    AAD            "sealdex/v1/user" ‖ index UUID (16) ‖ user id (16) ‖ "read" or "write"
+    AAD            "sealdex/v2/user" ‖ index UUID (16) ‖ user id (16) ‖ "read" or "write"
+
+    Version 2 says that the row of the index has a sealed header. Version 1, with "sealdex/v1/user",
+    is of before headers.
 
 The tag says that the root key minted the token, before anything is looked up. A wrapped key moved
 to another user, index or permission does not unwrap, so a permission cannot be granted by changing
@@ -34,8 +37,9 @@ _VERSION_DIGIT = b"1"
 _USER_KEY_BYTES = 32
 _TAG_BYTES = 8
 _BODY_BYTES = USER_ID_BYTES + _USER_KEY_BYTES + _TAG_BYTES
-_VERSION = b"\x01"
-_WRAP_LABEL = hkdf.LABEL_PREFIX + b"user"
+# By version.
+_WRAP_LABELS = {b"\x01": b"sealdex/v1/user", b"\x02": b"sealdex/v2/user"}
+_VERSION = b"\x02"
 
 
 def mint() -> UserToken:
@@ -63,8 +67,8 @@ def parse_token(text: str, root_key: str) -> UserToken:
 def wrap(token: UserToken, key: bytes, index_id: UUID, permission: Permission) -> bytes:
     """Wrap `key` for a user, bound to the index and the permission; different each time."""
     nonce = os.urandom(aead.NONCE_BYTES)
-    ciphertext = AESGCM(token.user_key).encrypt(nonce, key, _aad(token, index_id, permission))
-    return _VERSION + nonce + ciphertext
+    aad = _WRAP_LABELS[_VERSION] + _aad(token, index_id, permission)
+    return _VERSION + nonce + AESGCM(token.user_key).encrypt(nonce, key, aad)
 
 
 def unwrap(token: UserToken, wrapped: bytes, index_id: UUID, permission: Permission) -> bytes:
@@ -72,19 +76,24 @@ def unwrap(token: UserToken, wrapped: bytes, index_id: UUID, permission: Permiss
 
     Raises `Forbidden` when the key was not wrapped for this user, index and permission.
     """
+    label = _WRAP_LABELS.get(wrapped[:1])
+    if label is None or len(wrapped) < aead.OVERHEAD_BYTES:
+        raise Forbidden("permission denied: the stored key of this user has an unknown format")
     nonce, ciphertext = wrapped[1 : aead.HEADER_BYTES], wrapped[aead.HEADER_BYTES :]
+    aad = label + _aad(token, index_id, permission)
     try:
-        if wrapped[:1] == _VERSION and len(wrapped) >= aead.OVERHEAD_BYTES:
-            return AESGCM(token.user_key).decrypt(
-                nonce, ciphertext, _aad(token, index_id, permission)
-            )
+        return AESGCM(token.user_key).decrypt(nonce, ciphertext, aad)
     except InvalidTag as error:
         raise Forbidden("permission denied: the stored key of this user does not open") from error
-    raise Forbidden("permission denied: the stored key of this user has an unknown format")
+
+
+def demands_header(wrapped: bytes) -> bool:
+    """Whether the index of this wrapped key has a sealed header; true only if the key unwraps."""
+    return wrapped[:1] == _VERSION
 
 
 def _aad(token: UserToken, index_id: UUID, permission: Permission) -> bytes:
-    return _WRAP_LABEL + index_id.bytes + token.user_id + permission.value.encode()
+    return index_id.bytes + token.user_id + permission.value.encode()
 
 
 def _tag(token: UserToken, root_key: str) -> bytes:

@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from app.domain import Matrix, Metric, Vector
 
@@ -24,11 +25,21 @@ _NEARLY_SAME = 1e-6
 
 def distances(metric: Metric, query: Vector, candidates: Matrix) -> Vector:
     """Distance by `metric` from `query` (d,) to each row of `candidates` (n, d): shape (n,)."""
+    return bounded(unbounded(metric, query, candidates))
+
+
+def unbounded(metric: Metric, query: Vector, candidates: Matrix) -> NDArray[np.floating]:
+    """Return what candidates are ranked by: distances, in float64 where float32 is too small."""
     if metric is Metric.COSINE:
         return cosine(query, candidates)
     squared = _squared_euclidean(query, candidates)
-    exact = np.sqrt(squared) if metric is Metric.EUCLIDEAN else squared
-    return np.minimum(exact, _MAX_FLOAT32).astype(np.float32)
+    return np.sqrt(squared) if metric is Metric.EUCLIDEAN else squared
+
+
+def bounded(distances: NDArray[np.floating]) -> Vector:
+    """Return distances as they are answered: float32, and never infinite."""
+    answer: Vector = np.minimum(distances, _MAX_FLOAT32).astype(np.float32)
+    return answer
 
 
 def cosine(query: Vector, candidates: Matrix) -> Vector:

@@ -66,7 +66,7 @@ class ExactSearch:
         vectors = open_rows(keyed, shape, found.item_keys, found.sealed_vectors)
         metadata = found.sealed_metadata or [b""] * len(found.item_keys)
         for position, best in near.items():
-            distances = distance.distances(keyed.index.metric, queries[position], vectors)
+            distances = distance.unbounded(keyed.index.metric, queries[position], vectors)
             order = np.argsort(distances, kind="stable")[: ask.top_k]
             if len(best) == ask.top_k:
                 order = order[distances[order] < best[-1].distance]
@@ -86,7 +86,8 @@ class ExactSearch:
     def _opened(self, near: Sequence[Near]) -> list[Winner]:
         sealer = self._wanted.keyed.keys.ids
         ids = sealer.open_all((one.item_key for one in near), (one.sealed_id for one in near))
+        distances = distance.bounded(np.array([one.distance for one in near])).tolist()
         return [
-            Winner(one.item_key, item_id.decode(), one.distance, one.vector, one.sealed_metadata)
-            for one, item_id in zip(near, ids, strict=True)
+            Winner(one.item_key, item_id.decode(), far, one.vector, one.sealed_metadata)
+            for one, item_id, far in zip(near, ids, distances, strict=True)
         ]

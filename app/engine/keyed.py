@@ -6,10 +6,11 @@ import numpy as np
 
 from app.crypto import aead, keys
 from app.domain import Index, MetadataSchema, Metric, Permission, Precision
-from app.engine import metadata_schema
+from app.engine import header, metadata_schema
 from app.engine.profile import SearchProfile
 from app.engine.sketches.encoder import Encoder, sketch_bits
 from app.engine.sketches.parameters import EncoderParameters
+from app.errors import DataCorrupted
 
 VECTOR_DTYPES: dict[Precision, np.dtype[np.floating]] = {
     Precision.FLOAT32: np.dtype("<f4"),
@@ -75,7 +76,8 @@ def open_row(
     index_keys: keys.IndexKeys,
     permissions: frozenset[Permission] = frozenset(Permission),
 ) -> KeyedIndex:
-    """Return `index` with its keys, and with what is sealed in its row."""
+    """Return `index` with its keys, and with what is sealed in its row. Raises `DataCorrupted`."""
+    header.check(index, index_keys)
     schema = metadata_schema.of(index, index_keys)
     shape = _shape(index, index_keys)
     return KeyedIndex(index, index_keys, shape, permissions, schema, profile_of(index))
@@ -94,20 +96,25 @@ def first_shape(keyed: KeyedIndex, parameters: EncoderParameters) -> Shape:
 
 
 def _shape(index: Index, index_keys: keys.IndexKeys) -> Shape | None:
-    encoder = _sealed_encoder(index, index_keys, index.sealed_encoder)
+    encoder = _sealed_encoder(index, index_keys, index.sealed_encoder, index.encoder_version)
     if encoder is None:
         return None
-    following = _sealed_encoder(index, index_keys, index.sealed_next_encoder)
+    following = _sealed_encoder(
+        index, index_keys, index.sealed_next_encoder, index.encoder_version + 1
+    )
     return Shape(index.metric, index.storage_precision, encoder, following)
 
 
 def _sealed_encoder(
-    index: Index, index_keys: keys.IndexKeys, sealed: bytes | None
+    index: Index, index_keys: keys.IndexKeys, sealed: bytes | None, version: int
 ) -> Encoder | None:
     if sealed is None:
         return None
     data = index_keys.parameters.open(aead.INDEX_LEVEL, sealed)
-    return _encoder(index, index_keys, EncoderParameters.from_bytes(data))
+    parameters = EncoderParameters.from_bytes(data)
+    if parameters.version != version:
+        raise DataCorrupted("The stored encoder of the index is of another version")
+    return _encoder(index, index_keys, parameters)
 
 
 def _encoder(index: Index, index_keys: keys.IndexKeys, parameters: EncoderParameters) -> Encoder:

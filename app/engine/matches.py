@@ -53,7 +53,7 @@ class Matches:
         return _chosen(read, self.among(_rows(read)))
 
     def kept_of_many(self, read: Candidates) -> Candidates:
-        """Return the candidates that match; of what may be millions, nothing is remembered."""
+        """Return the candidates that match; remember nothing, as there may be millions."""
         return _chosen(read, self.among_many(_rows(read)))
 
     def _verdict(self, row: Row) -> bool:

@@ -42,9 +42,9 @@ def nearest(
     Both answers have length min(`top_k`, n), nearest first; among equal distances the lower row
     comes first.
     """
-    distances = distance.distances(metric, query, candidates)
+    distances = distance.unbounded(metric, query, candidates)
     order = np.argsort(distances, kind="stable")[:top_k]
-    return order, distances[order]
+    return order, distance.bounded(distances[order])
 
 
 @timed("rerank")

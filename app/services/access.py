@@ -27,6 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app import errors, store
 from app.crypto import keys, prf, sessions, user_keys
 from app.domain import Caller, Index, IndexAccess, Permission, UserToken
+from app.engine import header
 from app.engine.keyed import KeyedIndex, open_row, profile_of
 from app.observe.stages import stage
 from app.services import audit
@@ -202,13 +203,32 @@ class IndexOpener:
             raise errors.KeyRejected(f"Index '{index.name}' needs its index_key")
         kek = keys.parse_index_key(access.index_key)
         try:
-            return self._unwrap(index, kek)
+            keyed = self._unwrap(index, kek)
         except errors.KeyRejected:
             # The remembered row may be that of an index which has been replaced under the same
             # name.
             if remembered is None:
                 raise
-            return self._unwrap(await self._read_row(access.index_name), kek)
+            keyed = self._unwrap(await self._read_row(access.index_name), kek)
+        return keyed if keyed.keys.demands_header else await self._with_header(keyed, kek)
+
+    async def _with_header(self, keyed: KeyedIndex, kek: bytes) -> KeyedIndex:
+        """Give an index of before headers its header, and a wrapped key that demands one.
+
+        Raises `StaleIndex` when that is done, or done by another worker: the row is a new one then.
+        """
+        index = keyed.index
+        dek = keys.unwrap_dek(kek, index.wrapped_dek, index.id)
+        sealed = header.seal(keyed.keys, header.Header.of(index))
+        wrapped = keys.wrap_dek(kek, dek, index.id)
+        try:
+            async with self._engine.begin() as connection:
+                await store.indexes.add_header(connection, index, sealed, wrapped)
+        except errors.Unavailable as error:
+            # A database that takes no changes can still be read.
+            logger.warning("index %s got no sealed header: %s", index.id, error)
+            return keyed
+        raise store.indexes.StaleIndex
 
     async def visible_names(self, caller: Caller) -> list[str]:
         """Return the names of the indexes that `caller` may see. Raises `Forbidden`."""
@@ -258,15 +278,26 @@ class IndexOpener:
             permission: user_keys.unwrap(token, wrapped, index.id, permission)
             for permission, wrapped in user.wrapped_keys.items()
         }
+        demands_header = self._settings.require_headers or any(
+            map(user_keys.demands_header, user.wrapped_keys.values())
+        )
         if Permission.READ in unwrapped:
-            index_keys = keys.IndexKeys(unwrapped[Permission.READ], index.id)
+            index_keys = keys.IndexKeys(
+                unwrapped[Permission.READ], index.id, demands_header=demands_header
+            )
         else:
-            index_keys = self._writer_keys(index, unwrapped[Permission.WRITE])
+            index_keys = self._writer_keys(
+                index, unwrapped[Permission.WRITE], demands_header=demands_header
+            )
         return open_row(index, index_keys, frozenset(unwrapped))
 
-    def _writer_keys(self, index: Index, write_key: bytes) -> keys.WriterKeys:
+    def _writer_keys(
+        self, index: Index, write_key: bytes, *, demands_header: bool
+    ) -> keys.WriterKeys:
         name = self._names.digest(write_key)
-        index_keys = keys.WriterKeys(write_key, index.id, self._sessions.get(name))
+        index_keys = keys.WriterKeys(
+            write_key, index.id, self._sessions.get(name), demands_header=demands_header
+        )
         self._sessions.setdefault(name, index_keys.session)
         return index_keys
 
@@ -298,7 +329,10 @@ class IndexOpener:
             opened = _with_row(opened, index)
         else:
             dek = _unwrap_dek(index, kek)
-            index_keys = keys.IndexKeys.derive(dek, index.id)
+            demands_header = self._settings.require_headers or keys.demands_header(
+                index.wrapped_dek
+            )
+            index_keys = keys.IndexKeys.derive(dek, index.id, demands_header=demands_header)
             opened = open_row(index, index_keys)
         self._opened[name] = opened
         return opened
@@ -322,5 +356,6 @@ def _with_row(opened: KeyedIndex, index: Index) -> KeyedIndex:
         index.sealed_encoder,
         index.sealed_next_encoder,
     ):
+        header.check(index, opened.keys)
         return replace(opened, index=index, profile=profile_of(index))
     return open_row(index, opened.keys, opened.permissions)

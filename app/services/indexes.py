@@ -17,7 +17,7 @@ from app.domain import (
     Metric,
     NewIndex,
 )
-from app.engine import metadata_schema
+from app.engine import header, metadata_schema
 from app.engine.profile import SearchProfile
 from app.engine.sketches.encoder import MAX_SKETCH_BITS, sketch_bits
 from app.observe.stages import stage
@@ -66,6 +66,7 @@ class IndexService:
             metadata_schema.check(new.metadata_schema)
         new, embedding_weights = await self._embedding.settle(new)
         index_id, dek = uuid4(), keys.generate_dek()
+        index_keys = keys.IndexKeys.derive(dek, index_id)
         values = {
             "id": index_id,
             "name": new.name,
@@ -81,9 +82,8 @@ class IndexService:
             "index_config": new.index_config,
         }
         if new.metadata_schema:
-            values["sealed_schema"] = metadata_schema.seal(
-                keys.IndexKeys.derive(dek, index_id), new.metadata_schema
-            )
+            values["sealed_schema"] = metadata_schema.seal(index_keys, new.metadata_schema)
+        values["sealed_header"] = header.seal(index_keys, header.Header.of_new(values))
         async with stage("sql"), self._engine.begin() as connection:
             await store.indexes.create(connection, values)
             await store.partitions.create(connection, index_id)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from app.domain import (
     UpsertOutcome,
 )
 from app.engine import batch as batches
-from app.engine import packed, plan
+from app.engine import header, packed, plan
 from app.engine.costs import Ask
 from app.engine.keyed import VECTOR_DTYPES, KeyedIndex, Shape, first_shape
 from app.engine.kind import Wanted
@@ -172,14 +173,16 @@ def _first_shape(opened: KeyedIndex, vectors: Matrix) -> Shape:
 async def _initialise(connection: AsyncConnection, opened: KeyedIndex, shape: Shape) -> None:
     """Fix what the first batch decides about an index, in the transaction that stores the batch."""
     parameters = shape.encoder.parameters.to_bytes()
-    await store.indexes.initialise(
-        connection,
+    fixed = replace(
         opened.index,
         dimension=shape.dimension,
         sketch_bits=shape.sketch_bits,
         sealed_encoder=opened.keys.parameters.seal(aead.INDEX_LEVEL, parameters),
     )
-    await store.partitions.create_exact_ivf(connection, opened.index.id, shape.sketch_bits)
+    sealed_header = header.seal(opened.keys, header.Header.of(fixed))
+    fixed = replace(fixed, sealed_header=sealed_header)
+    await store.indexes.initialise(connection, opened.index, fixed)
+    await store.partitions.create_exact_ivf(connection, fixed.id, shape.sketch_bits)
 
 
 @timed("parse")

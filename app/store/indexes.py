@@ -139,15 +139,8 @@ async def own_encoder(connection: AsyncConnection, index_id: UUID) -> None:
     await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_lock_number(index_id))))
 
 
-async def initialise(
-    connection: AsyncConnection,
-    index: Index,
-    *,
-    dimension: int,
-    sketch_bits: int,
-    sealed_encoder: bytes,
-) -> None:
-    """Fix dimension and first encoder. Raises `StaleIndex` when another writer was first."""
+async def initialise(connection: AsyncConnection, index: Index, fixed: Index) -> None:
+    """Store what the first batch has fixed. Raises `StaleIndex` when another writer was first."""
     statement = (
         sa.update(indexes)
         .where(
@@ -156,9 +149,27 @@ async def initialise(
             indexes.c.revision == index.revision,
         )
         .values(
-            dimension=dimension,
-            sketch_bits=sketch_bits,
-            sealed_encoder=sealed_encoder,
+            dimension=fixed.dimension,
+            sketch_bits=fixed.sketch_bits,
+            sealed_encoder=fixed.sealed_encoder,
+            sealed_header=fixed.sealed_header,
+            revision=indexes.c.revision + 1,
+        )
+    )
+    if (await connection.execute(statement)).rowcount != 1:
+        raise StaleIndex
+
+
+async def add_header(
+    connection: AsyncConnection, index: Index, sealed_header: bytes, wrapped_dek: bytes
+) -> None:
+    """Store the header of an index of before headers. Raises `StaleIndex` if it has changed."""
+    statement = (
+        sa.update(indexes)
+        .where(indexes.c.id == index.id, indexes.c.revision == index.revision)
+        .values(
+            sealed_header=sealed_header,
+            wrapped_dek=wrapped_dek,
             revision=indexes.c.revision + 1,
         )
     )

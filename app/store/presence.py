@@ -1,4 +1,4 @@
-"""A sign of life that PostgreSQL itself takes back: an advisory lock, held while this worker trains.
+"""A sign of life that PostgreSQL itself takes back: a lock, held while this worker trains.
 
 A worker that is killed cannot say so, but its connections end with it. So nobody needs to wait for
 the lease of its jobs (`store.training`), which is for a worker that cannot be reached, or hangs.
@@ -39,7 +39,7 @@ IS_PRESENT = sa.literal_column(
 
 
 class Presence:
-    """The lock of this worker, on a connection of its own that is open only as long as somebody holds it."""
+    """The lock of this worker, on a connection that is open as long as somebody holds it."""
 
     def __init__(self, settings: Settings, dsn: str) -> None:
         self._settings = settings

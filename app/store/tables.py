@@ -162,6 +162,12 @@ indexes = sa.Table(
         BYTEA,
         comment="The metadata schema, sealed; null when the index was created without",
     ),
+    sa.Column(
+        "sealed_header",
+        BYTEA,
+        comment="What this row says in the clear of name, metric, noise and the like, sealed; "
+        "null until the first request with the key after an upgrade",
+    ),
     comment="One row an index. Holds no key that opens anything without the client's index key",
 )
 

@@ -231,7 +231,9 @@ async def finish(connection: AsyncConnection, claim: Claim, trained: Trained | N
 
 
 async def fail(connection: AsyncConnection, claim: Claim, failure: str, *, is_due: bool) -> None:
-    """Give the job back after a failure; no automatic training starts for a while. Raises `ClaimLost`.
+    """Give the job back after a failure; for a while no training starts by itself.
+
+    Raises `ClaimLost`.
 
     Unless the index `is_due` for training still, requests that hold the key do not try again by
     themselves.
@@ -251,7 +253,7 @@ async def fail(connection: AsyncConnection, claim: Claim, failure: str, *, is_du
 
 
 async def interrupt(connection: AsyncConnection, claim: Claim) -> None:
-    """Give the job back unfinished, to be taken by the next request that can. Raises `ClaimLost`."""
+    """Give the job back unfinished, for the next request that can take it. Raises `ClaimLost`."""
     started_at = await _end(
         connection, claim, {"state": "interrupted", "failure": None, "next_attempt_at": None}
     )

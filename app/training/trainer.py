@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app import errors, store
 from app.domain import AuditEntry, Index
+from app.engine import header
 from app.engine.keyed import KeyedIndex, open_row
 from app.engine.kinds import TRAINABLE, trainable
 from app.engine.trainable import Work
@@ -111,6 +112,7 @@ class Trainer:
         target = trainable(index).target(
             index, training.generation, n_lists, is_prepared=training.order.opened is not None
         )
+        target = _with_header(target, training.order.opened)
         examination = await self._build(training, index, target, counts.n_items)
         trained = await self._calibrate(training, Trained(target, counts), examination)
         await self._swap(training, index, trained)
@@ -310,3 +312,11 @@ def _audit_entry(index: Index, n_items: int) -> AuditEntry:
         request_id="",
         outcome="done",
     )
+
+
+def _with_header(target: Index, opened: KeyedIndex | None) -> Index:
+    """Return the row with the header that goes with it, if the keys are there to seal one."""
+    if opened is None:
+        return target
+    sealed = header.seal(opened.keys, header.Header.of(target))
+    return replace(target, sealed_header=sealed)

@@ -1,4 +1,4 @@
-"""Drift: what was replaced or deleted is counted apart, and the verdict is kept where all can read it.
+"""Drift: what was replaced or deleted is counted apart, and all can read the verdict.
 
 Whether an index should be trained again was decided twice, by the service and by a view. Now the
 service decides, writes its verdict to `index_drift`, and the one view of indexes shows it:

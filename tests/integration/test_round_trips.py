@@ -21,7 +21,8 @@ from app.store.pg import packed_rows
 from app.store.pg.pool import Pool
 
 D = 32
-N_ITEMS = 700
+# Twice as many as an index has that is ranked exactly: it is not counted for a while.
+N_ITEMS = 4_200
 ACCESS = IndexAccess("counted", secrets.token_hex(32), Caller())
 # A line of the trace: direction, length, message. Statements may go on over several lines.
 _MESSAGE = re.compile(r"^([FB])\t\d+\t(\w+)", re.MULTILINE)

@@ -74,12 +74,15 @@ def pack(bits: list[int]) -> bytes:
 def keys_case() -> dict[str, Any]:
     pseudorandom_key = hkdf_extract(INDEX_ID.bytes, DEK)
     wrapped = b"\x01" + NONCE + AESGCM(KEK).encrypt(NONCE, DEK, PREFIX + b"dek" + INDEX_ID.bytes)
+    aad = b"sealdex/v2/dek" + INDEX_ID.bytes
+    wrapped_with_header = b"\x02" + NONCE + AESGCM(KEK).encrypt(NONCE, DEK, aad)
     return {
         "index_id": str(INDEX_ID),
         "kek": KEK.hex(),
         "dek": DEK.hex(),
         "wrap_aad": (PREFIX + b"dek" + INDEX_ID.bytes).hex(),
         "wrapped": wrapped.hex(),
+        "wrapped_with_header": wrapped_with_header.hex(),
         "pseudorandom_key": pseudorandom_key.hex(),
         "keys": {label: hkdf_expand(pseudorandom_key, label, 32).hex() for label in PLAIN},
         "first_and_last_sub_key": {
@@ -173,6 +176,14 @@ def user_case() -> dict[str, str]:
         )
         for permission, key in keys.items()
     }
+    with_header = {
+        permission: b"\x02"
+        + NONCE
+        + AESGCM(user_key).encrypt(
+            NONCE, key, b"sealdex/v2/user" + INDEX_ID.bytes + user_id + permission.encode()
+        )
+        for permission, key in keys.items()
+    }
     return {
         "root_key": root_key,
         "user_id": user_id.hex(),
@@ -184,6 +195,8 @@ def user_case() -> dict[str, str]:
         "write_key": keys["write"].hex(),
         "wrapped_read_key": wrapped["read"].hex(),
         "wrapped_write_key": wrapped["write"].hex(),
+        "wrapped_with_header_read_key": with_header["read"].hex(),
+        "wrapped_with_header_write_key": with_header["write"].hex(),
     }
 
 

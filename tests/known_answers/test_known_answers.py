@@ -42,11 +42,11 @@ def index_keys() -> keys.IndexKeys:
     return keys.IndexKeys.derive(bytes.fromhex(KEYS["dek"]), INDEX_ID)
 
 
-def test_wrapped_dek_opens() -> None:
-    unwrapped = keys.unwrap_dek(
-        bytes.fromhex(KEYS["kek"]), bytes.fromhex(KEYS["wrapped"]), INDEX_ID
-    )
-    assert unwrapped.hex() == KEYS["dek"]
+@pytest.mark.parametrize("version", ["wrapped", "wrapped_with_header"])
+def test_wrapped_dek_opens(version: str) -> None:
+    wrapped = bytes.fromhex(KEYS[version])
+    assert keys.unwrap_dek(bytes.fromhex(KEYS["kek"]), wrapped, INDEX_ID).hex() == KEYS["dek"]
+    assert keys.demands_header(wrapped) == (version == "wrapped_with_header")
 
 
 def test_pseudorandom_key_is_as_frozen() -> None:
@@ -115,11 +115,15 @@ def test_user_tokens_are_as_frozen() -> None:
     assert user_keys.parse_token(case["token"], case["root_key"]) == token
 
 
+@pytest.mark.parametrize("version", ["wrapped", "wrapped_with_header"])
 @pytest.mark.parametrize("permission", Permission)
-def test_keys_wrapped_for_users_unwrap(index_keys: keys.IndexKeys, permission: Permission) -> None:
+def test_keys_wrapped_for_users_unwrap(
+    index_keys: keys.IndexKeys, permission: Permission, version: str
+) -> None:
     case = read("users.json")
     token = UserToken(bytes.fromhex(case["user_id"]), bytes.fromhex(case["user_key"]))
-    wrapped = bytes.fromhex(case[f"wrapped_{permission}_key"])
+    wrapped = bytes.fromhex(case[f"{version}_{permission}_key"])
+    assert user_keys.demands_header(wrapped) == (version == "wrapped_with_header")
     assert user_keys.unwrap(token, wrapped, INDEX_ID, permission).hex() == case[f"{permission}_key"]
     given = {Permission.READ: index_keys.read_key(), Permission.WRITE: index_keys.write_key()}
     assert given[permission].hex() == case[f"{permission}_key"]

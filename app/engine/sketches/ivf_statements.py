@@ -114,7 +114,11 @@ async def swap(connection: AsyncConnection, index: Index, target: Index) -> bool
     """Send queries to the ivfflat index of `target`; false when the row has changed meanwhile."""
     is_new_encoder = target.encoder_version != index.encoder_version
     encoder = (
-        {"sealed_encoder": indexes.c.sealed_next_encoder, "sealed_next_encoder": None}
+        {
+            "sealed_encoder": indexes.c.sealed_next_encoder,
+            "sealed_next_encoder": None,
+            "sealed_header": target.sealed_header,
+        }
         if is_new_encoder
         else {}
     )

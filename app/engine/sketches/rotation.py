@@ -12,8 +12,10 @@ blocks, each with its own signs and permutations. Their bytes are one AES-256-CT
 800-38A, all-zero first counter block), block after block, so that more blocks leave the first ones
 as they were:
 
-    block   signs of rounds 1, 2, 3 (3 · size/8)     a bit each, most significant first; 1 flips the sign
-            words of rounds 2, 3    (2 · 8 · size)   64 bits each, little-endian; the permutation sorts them, stably
+    block   signs of rounds 1, 2, 3 (3 · size/8)     a bit each, most significant first;
+                                                     1 flips the sign
+            words of rounds 2, 3    (2 · 8 · size)   64 bits each, little-endian; the
+                                                     permutation sorts them, stably
 """
 
 from dataclasses import dataclass, field
@@ -41,7 +43,7 @@ def keystream(key: bytes, n_bytes: int) -> NDArray[np.uint8]:
 
 @lru_cache
 def hadamard(order: int) -> Matrix:
-    """Sylvester's Hadamard matrix, not scaled: entry (i, j) is -1 to the number of ones in i & j."""
+    """Sylvester's Hadamard matrix, not scaled: entry (i, j) is -1 to the ones in i & j."""
     numbers = np.arange(order)
     parity = np.bitwise_count(numbers[:, None] & numbers) & 1
     matrix: Matrix = (1 - 2 * parity.astype(np.int8)).astype(np.float32)
@@ -51,7 +53,7 @@ def hadamard(order: int) -> Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """Signs (3, blocks, size, 1) and permutations (2, blocks · size); the latter index into all blocks at once."""
+    """Signs (3, blocks, size, 1) and permutations (2, blocks · size), into all blocks at once."""
 
     size: int
     signs: NDArray[np.float32] = field(repr=False)
@@ -87,7 +89,7 @@ class Rotation:
         return len(self.permutations[0])
 
     def rotate(self, columns: Matrix) -> Matrix:
-        """Rotate the columns of (size, n): (blocks · size, n), size^1.5 times as long as a true rotation's.
+        """Rotate the columns of (size, n): (blocks · size, n), size^1.5 times too long.
 
         Vectors are columns, so that each Hadamard factor is one wide matrix product and a
         permutation moves whole rows. Nothing is scaled: only signs are read from the result, and
@@ -117,7 +119,9 @@ def factors(size: int) -> tuple[int, ...]:
 
 
 def _transformed(current: NDArray[np.float32], spare: NDArray[np.float32]) -> tuple[Matrix, Matrix]:
-    """Walsh-Hadamard transform of `current` (blocks, size, n), and an array to reuse. Overwrites both arguments.
+    """Walsh-Hadamard transform of `current` (blocks, size, n), and an array to reuse.
+
+    It overwrites both arguments.
 
     H_ab is the Kronecker product of H_a and H_b, so that a vector written as X (a, b) is
     transformed by H_a X H_b: two small matrix products. Factors of 8 and 16 make the products small

@@ -51,7 +51,8 @@ def test_malformed_index_key_is_rejected_without_being_repeated(text: str) -> No
 def test_wrapped_dek_takes_its_documented_form() -> None:
     wrapped = keys.wrap_dek(KEK, keys.generate_dek(), INDEX_ID)
     assert len(wrapped) == 1 + 12 + 32 + 16
-    assert wrapped[0] == 1
+    assert wrapped[0] == 2
+    assert keys.demands_header(wrapped)
 
 
 def test_each_wrap_is_different_and_unwraps() -> None:
@@ -73,7 +74,7 @@ def test_dek_of_another_index_is_rejected() -> None:
         keys.unwrap_dek(KEK, wrapped, uuid.UUID(int=8))
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x01", b"\x02" + bytes(60), b"\x01" + bytes(61)])
+@pytest.mark.parametrize("damage", [b"", b"\x01", b"\x03" + bytes(60), b"\x01" + bytes(61)])
 def test_wrapped_dek_of_unknown_format_is_not_the_callers_fault(damage: bytes) -> None:
     with pytest.raises(DataCorrupted):
         keys.unwrap_dek(KEK, damage, INDEX_ID)

@@ -88,3 +88,10 @@ def test_of_equal_distances_the_lower_row_comes_first() -> None:
     candidates = np.ones((9, D), np.float32)
     order, _ = rank.nearest(Metric.EUCLIDEAN, rows(1)[0], candidates, 4)
     assert order.tolist() == [0, 1, 2, 3]
+
+
+def test_vectors_whose_distances_are_beyond_float32_are_ranked_all_the_same() -> None:
+    far = np.float32(3e37) * np.arange(5, 0, -1, dtype=np.float32)[:, None]
+    order, distances = rank.nearest(Metric.SQUARED_EUCLIDEAN, np.zeros(1, np.float32), far, 5)
+    assert order.tolist() == [4, 3, 2, 1, 0]
+    assert distances.tolist() == [np.finfo(np.float32).max] * 5

@@ -48,6 +48,12 @@ def test_what_a_query_says_itself_is_taken() -> None:
     assert (ask.n_probes, ask.pool, ask.is_n_probes_given) == (3, 500, True)
 
 
+def test_a_search_opens_no_fewer_candidates_than_were_measured() -> None:
+    assert asked(rerank_mult=1).pool == 300
+    assert asked(rerank_mult=50).pool == 500
+
+
 def test_a_search_with_a_filter_opens_200_candidates_at_least() -> None:
-    assert asked(rerank_mult=1).pool == 10
-    assert asked(rerank_mult=1, filters={"a": 1}).pool == 200
+    few = replace(TRAINED, profile={"points": {"10": [[20, 40, 0.96, 0.955]]}})
+    assert asked(few).pool == 40
+    assert asked(few, filters={"a": 1}).pool == 200
