@@ -12,7 +12,6 @@ from app import store
 from app.domain import Matrix
 from app.engine.sketches.parameters import EncoderParameters
 from app.services.context import ServiceContext
-from app.services.operations import OperationService
 from app.settings import Settings
 from tests.integration.an_index import (
     ACCESS,
@@ -44,10 +43,8 @@ def settings(database_dsn: str) -> Settings:
 async def drifted(services: ServiceContext, engine: AsyncEngine) -> dict[str, bool]:
     """Return what each place says once a round was made."""
     await services.training.make_round()
-    # A service of its own: figures are looked at once a second.
-    figures = await OperationService(engine).index_figures()
-    assert figures is not None
     async with engine.connect() as connection:
+        figures = await store.overview.index_figures(connection)
         (status,) = await store.overview.status(connection)
     return {
         "stats": bool((await services.indexes.stats(ACCESS)).look.verdict.reasons),
