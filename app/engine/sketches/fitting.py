@@ -82,17 +82,27 @@ async def _sample(work: Work, dimension: int) -> Matrix:
     """Return the vectors of the first items: item keys are pseudo-random, so these are typical."""
     n_wanted = min(_SAMPLE_ITEMS, max(_MIN_SAMPLE, _SAMPLE_BYTES // (4 * dimension)))
     parts = [np.empty((0, dimension), np.float32)]
-    last, n_read = b"", 0
-    while n_read < n_wanted:
-        limit = min(chunk_items(dimension), n_wanted - n_read)
+    n_read = 0
+    async for rows in _first_chunks(work, dimension, n_wanted):
+        parts.append(await open_vectors(work.opened, rows))
+        n_read += len(rows)
+        work.advance(n_read / n_wanted)
+    return np.concatenate(parts)
+
+
+async def _first_chunks(
+    work: Work, dimension: int, n_wanted: int
+) -> AsyncIterator[list[SealedVector]]:
+    """Yield the first items in the order of their keys, `n_wanted` in all."""
+    last = b""
+    while n_wanted:
+        limit = min(chunk_items(dimension), n_wanted)
         async with work.engine.connect() as connection:
             rows = await samples.vectors_after(connection, work.opened.index, last, limit)
         if not rows:
-            break
-        parts.append(await open_vectors(work.opened, rows))
-        last, n_read = rows[-1][0], n_read + len(rows)
-        work.advance(n_read / n_wanted)
-    return np.concatenate(parts)
+            return
+        yield rows
+        last, n_wanted = rows[-1][0], n_wanted - len(rows)
 
 
 async def _announced(work: Work, parameters: EncoderParameters) -> Index:
