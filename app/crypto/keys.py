@@ -224,7 +224,7 @@ class IndexKeys:
 
     @cached_property
     def layout(self) -> aead.Sealer:
-        """Seals what tells the lists of a sealed index: centroids and directory. A session's do not open."""
+        """Seals centroids and directory of a sealed index; a session's do not open."""
         return self._readers_sealer("layout")
 
     @cached_property

@@ -59,13 +59,11 @@ class SearchProfile(msgspec.Struct, frozen=True, kw_only=True):
         measured ones. A target that no measured setting reaches is answered with all lists and the
         largest pool that was measured.
         """
-        low, *others = sorted(self.points)
+        low, high = min(self.points), max(self.points)
         at_low = self._at(low, target_recall)
-        if top_k <= low or not others:
+        if top_k <= low or low == high:
             return _grown(at_low, low, top_k)
-        high = others[-1]
-        at_high = self._at(high, target_recall)
-        at_high = Choice(max(at_low.n_probes, at_high.n_probes), max(at_low.pool, at_high.pool))
+        at_high = _larger(at_low, self._at(high, target_recall))
         share = math.log(top_k / low) / math.log(high / low)
         n_probes = math.ceil(at_low.n_probes + share * (at_high.n_probes - at_low.n_probes))
         if top_k > high:
@@ -80,6 +78,10 @@ class SearchProfile(msgspec.Struct, frozen=True, kw_only=True):
             if point.lower >= target_recall:
                 return Choice(min(point.n_probes, self.n_lists), point.pool)
         return Choice(self.n_lists, max(point.pool for point in measured))
+
+
+def _larger(one: Choice, other: Choice) -> Choice:
+    return Choice(max(one.n_probes, other.n_probes), max(one.pool, other.pool))
 
 
 def _grown(choice: Choice, measured_top_k: int, top_k: int) -> Choice:

@@ -45,8 +45,7 @@ def _room(settings: Settings) -> int:
     n_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if n_files == resource.RLIM_INFINITY:
         return settings.max_connections
-    # Each worker has two pools: one for searches, one for the rest.
-    n_needed = 2 * settings.pool_size + _OTHER_FILES
+    n_needed = settings.pool_size + _OTHER_FILES
     if n_files <= n_needed:
         raise ConfigurationError(
             f"The limit of open files is {n_files}, and a worker needs {n_needed} beside its "

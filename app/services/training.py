@@ -189,7 +189,10 @@ class TrainingService:
         try:
             await self._trainer.drop_leftovers()
             await drift.look_at_changed(
-                self._engine, self._settings.drift_share, is_first_round=is_first
+                self._engine,
+                self._settings.drift_share,
+                is_first_round=is_first,
+                asks_for_training=not self._settings.auto_train_disabled,
             )
         except (DBAPIError, errors.AppError) as error:
             logger.info("the round after trainings is made later: %s", type(error).__name__)

@@ -12,6 +12,12 @@ from app.domain import Index
 from app.store.indexes import to_index
 from app.store.tables import index_drift, indexes, item_counts
 
+_N_CHANGES = (
+    sa.select(sa.func.coalesce(sa.func.sum(item_counts.c.n_changes), 0))
+    .where(item_counts.c.index_id == indexes.c.id)
+    .scalar_subquery()
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -30,16 +36,9 @@ async def outdated(
 
     With `drift_share`, those too that were judged by another one.
     """
-    n_changes = (
-        sa.select(sa.func.coalesce(sa.func.sum(item_counts.c.n_changes), 0))
-        .where(item_counts.c.index_id == indexes.c.id)
-        .scalar_subquery()
-    )
-    is_outdated = [
-        index_drift.c.index_id.is_(None),
-        index_drift.c.n_changes != n_changes,
-        *([] if drift_share is None else [index_drift.c.drift_share != drift_share]),
-    ]
+    is_outdated = [index_drift.c.index_id.is_(None), index_drift.c.n_changes != _N_CHANGES]
+    if drift_share is not None:
+        is_outdated.append(index_drift.c.drift_share != drift_share)
     statement = (
         sa.select(indexes)
         .outerjoin(index_drift, index_drift.c.index_id == indexes.c.id)

@@ -289,6 +289,23 @@ async def _record(
     )
 
 
+async def ask_for(connection: AsyncConnection, index: Index) -> bool:
+    """Have the next request that holds the key train `index`; false if it was asked for already.
+
+    False also when the index was trained or deleted since it was looked at.
+    """
+    statement = (
+        sa.update(indexes)
+        .where(
+            indexes.c.id == index.id,
+            indexes.c.trained_at == index.trained_at,
+            sa.not_(indexes.c.is_training_due),
+        )
+        .values(is_training_due=True, revision=indexes.c.revision + 1)
+    )
+    return (await connection.execute(statement)).rowcount == 1
+
+
 async def _set_due(connection: AsyncConnection, claim: Claim, *, is_due: bool) -> None:
     await connection.execute(
         sa.update(indexes)

@@ -9,9 +9,9 @@ that go on meanwhile come first.
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,40 +67,32 @@ class Calibrator:
         """Make up queries and find their exact neighbours among all items."""
         item_keys, vectors = await self._sample(opened)
         queries, questions = await asyncio.to_thread(_queries, opened, vectors)
-        rows = mixtures.directions(opened.index.metric, vectors)
-        mean = rows.sum(axis=0) / max(1, len(rows))
-        neighbours = recall.Neighbours(
-            opened.index.metric,
-            queries.vectors,
-            [
-                (item_keys[first], item_keys[second])
-                for first, second in zip(queries.first, queries.second, strict=True)
-            ],
-            mean,
-            _scale(rows - mean),
-        )
+        neighbours = _neighbours(opened.index, item_keys, vectors, queries)
         await self._show_all(opened, neighbours)
-        return Examination(
-            questions,
-            neighbours.item_keys(),
-            {top_k: neighbours.clear(top_k) for top_k in recall.TOP_KS},
-        )
+        clear = {top_k: neighbours.clear(top_k) for top_k in recall.TOP_KS}
+        return Examination(questions, neighbours.item_keys(), clear)
 
     async def _sample(self, opened: KeyedIndex) -> tuple[list[bytes], Matrix]:
         """Return keys and vectors of items, others each time: two for each query if there are any.
 
         Item keys are pseudo-random, so those that follow any key are a fair sample.
         """
-        index = opened.index
-        n_wanted = min(2 * N_QUERIES, max(2, _SAMPLE_BYTES // (4 * (index.dimension or 1))))
+        dimension = opened.index.dimension or 1
+        n_wanted = min(2 * N_QUERIES, max(2, _SAMPLE_BYTES // (4 * dimension)))
         start = secrets.token_bytes(ITEM_KEY_BYTES)
-        async with self._engine.connect() as connection:
-            rows = await samples.vectors_after(connection, index, start, n_wanted)
-            if len(rows) < n_wanted:
-                known = {item_key for item_key, _ in rows}
-                more = await samples.vectors_after(connection, index, b"", n_wanted)
-                rows += [row for row in more if row[0] not in known][: n_wanted - len(rows)]
+        rows = await self._rows_after(opened, start, n_wanted)
+        if len(rows) < n_wanted:
+            # The end of the keys is followed by their beginning.
+            known = {item_key for item_key, _ in rows}
+            first = await self._rows_after(opened, b"", n_wanted)
+            rows += [row for row in first if row[0] not in known][: n_wanted - len(rows)]
         return [item_key for item_key, _ in rows], await open_vectors(opened, rows)
+
+    async def _rows_after(
+        self, opened: KeyedIndex, item_key: bytes, limit: int
+    ) -> list[SealedVector]:
+        async with self._engine.connect() as connection:
+            return await samples.vectors_after(connection, opened.index, item_key, limit)
 
     async def _show_all(self, opened: KeyedIndex, neighbours: recall.Neighbours) -> None:
         """Show every item to `neighbours`, while the build goes on beside it."""
@@ -195,24 +187,15 @@ class _Measurement:
     async def _ranks(self, n_probes: int, queries: range, pool: int) -> NDArray[np.float32]:
         """Return the ranks of the neighbours of some queries, which a few streams take turns at."""
         found = np.full((len(queries), max(recall.TOP_KS)), np.inf, np.float32)
-        starts = iter(range(queries.start, queries.stop, _QUERIES_AT_A_TIME))
 
         async def ask(part: slice) -> None:
-            found[part.start - queries.start : part.stop - queries.start] = await self._ask(
-                part, n_probes, pool
-            )
+            place = slice(part.start - queries.start, part.stop - queries.start)
+            found[place] = await self._ask(part, n_probes, pool)
 
-        parts = (slice(start, min(start + _QUERIES_AT_A_TIME, queries.stop)) for start in starts)
-        streams = [
-            asyncio.create_task(self._stream(ask, parts, is_first=number == 0))
-            for number in range(_N_STREAMS)
-        ]
-        try:
-            await asyncio.gather(*streams)
-        finally:
-            for stream in streams:
-                stream.cancel()
-            await asyncio.gather(*streams, return_exceptions=True)
+        parts = _parts(queries)
+        await _all_of(
+            self._stream(ask, parts, is_first=number == 0) for number in range(_N_STREAMS)
+        )
         return found
 
     async def _stream(
@@ -321,6 +304,36 @@ class _Search:
         limit = recall.pool_limit(n_probes, self._n_lists)
         enough = max(_MIN_POOL, round(_POOL_TO_SPARE * min(pools, default=limit)))
         await self._measurement.measure(top_k, n_probes, n_queries, min(limit, enough))
+
+
+def _neighbours(
+    index: Index, item_keys: Sequence[bytes], vectors: Matrix, queries: mixtures.Mixtures
+) -> recall.Neighbours:
+    """Return the neighbours of `queries`, to be shown every item; those in a query do not count."""
+    rows = mixtures.directions(index.metric, vectors)
+    mean = mixtures.mean_of(rows)
+    parents = [
+        (item_keys[first], item_keys[second])
+        for first, second in zip(queries.first, queries.second, strict=True)
+    ]
+    return recall.Neighbours(index.metric, queries.vectors, parents, mean, _scale(rows - mean))
+
+
+def _parts(queries: range) -> Iterator[slice]:
+    """Yield a few queries at a time."""
+    for start in range(queries.start, queries.stop, _QUERIES_AT_A_TIME):
+        yield slice(start, min(start + _QUERIES_AT_A_TIME, queries.stop))
+
+
+async def _all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Wait for all works; when one fails, end the others."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _queries(opened: KeyedIndex, vectors: Matrix) -> tuple[mixtures.Mixtures, Sequence[bytes]]:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app import errors, store
-from app.domain import Index
+from app.domain import AuditEntry, Index
 from app.engine.kinds import trainable
 from app.engine.profile import SearchProfile
 from app.store.drift import Verdict
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 # Lists this much more uneven than at training are read for nothing by some queries and missed by
 # others.
 _UNEVEN = 1.5
+# An index that has grown so many times is trained again.
+_GROWTH = 4
 _MIN_IMBALANCE = 3.0
 # Items whose lists are looked at to tell how even the lists are.
 _N_LIST_SAMPLES = 100
@@ -49,11 +51,16 @@ async def look(connection: AsyncConnection, index: Index, drift_share: float) ->
 
 
 async def look_at_changed(
-    engine: AsyncEngine, drift_share: float, *, is_first_round: bool = False
+    engine: AsyncEngine,
+    drift_share: float,
+    *,
+    is_first_round: bool = False,
+    asks_for_training: bool = False,
 ) -> int:
     """Renew the verdict on trained indexes whose items have changed; return how many there were.
 
-    The first round of a service renews those too that were judged by another drift share.
+    The first round of a service renews those too that were judged by another drift share. A
+    verdict `asks_for_training` if the settings allow it: the next request with the key starts it.
     """
     judged_otherwise = drift_share if is_first_round else None
     async with engine.connect() as connection:
@@ -62,17 +69,37 @@ async def look_at_changed(
         )
     for index in changed:
         try:
-            await renew_verdict(engine, index, drift_share)
+            await renew_verdict(engine, index, drift_share, asks_for_training=asks_for_training)
         except (DBAPIError, errors.AppError) as error:
             logger.info("drift of index %s is looked at later: %s", index.id, type(error).__name__)
     return len(changed)
 
 
-async def renew_verdict(engine: AsyncEngine, index: Index, drift_share: float) -> None:
-    """Look at an index and store the verdict."""
+async def renew_verdict(
+    engine: AsyncEngine, index: Index, drift_share: float, *, asks_for_training: bool = False
+) -> None:
+    """Look at an index and store the verdict; ask for a training that can repair what is wrong."""
     async with engine.begin() as connection:
         found = await look(connection, index, drift_share)
         await store.drift.record(connection, index, found.verdict)
+        why = [*_of_changes(index, found.counts, drift_share), *_of_growth(index, found.counts)]
+        if asks_for_training and why and await store.training.ask_for(connection, index):
+            await store.audit.record(connection, _audit_entry(index, found.counts, why))
+            logger.info("index %s is to be trained: %s", index.id, "; ".join(why))
+
+
+def _audit_entry(index: Index, counts: Counts, why: Sequence[str]) -> AuditEntry:
+    """Return the entry of a training that the service asks for itself."""
+    return AuditEntry(
+        caller="service",
+        key_id=None,
+        operation="train_request",
+        index_id=index.id,
+        index_name=index.name,
+        n_items=counts.n_items,
+        request_id="",
+        outcome=f"drift: {'; '.join(why)}",
+    )
 
 
 def changes_since_training(index: Index, counts: Counts) -> int:
@@ -104,6 +131,13 @@ def _of_changes(index: Index, counts: Counts, drift_share: float) -> Iterator[st
     n_outdated, n_items = outdated_since_training(index, counts), index.n_items_at_training or 0
     if n_outdated > drift_share * n_items:
         yield f"{n_outdated} items were replaced or deleted since it was trained on {n_items}"
+
+
+def _of_growth(index: Index, counts: Counts) -> Iterator[str]:
+    """Yield a reason when an index has outgrown what its training saw."""
+    n_items = index.n_items_at_training or 0
+    if index.is_trained and counts.n_items > _GROWTH * n_items > 0:
+        yield f"it has grown to {counts.n_items} items since it was trained on {n_items}"
 
 
 def _of_lists(profile: SearchProfile | None, list_imbalance: float | None) -> Iterator[str]:

@@ -46,10 +46,16 @@ def mixtures(
     first = np.arange(min(n_queries, len(rows)))
     second, distances = _nearest_of_few(rows, first, rng)
     angle = min(_MAX_ANGLE, math.pi * max(_MIN_NOISE, noise))
-    mean = rows.sum(axis=0) / max(1, len(rows))
+    mean = mean_of(rows)
     mixed = mean + math.cos(angle) * (rows[first] - mean) + math.sin(angle) * (rows[second] - mean)
     vectors = np.clip(mixed, -_MAX_FLOAT32, _MAX_FLOAT32).astype(np.float32)
     return Mixtures(vectors, first, second).without(~np.isfinite(distances))
+
+
+def mean_of(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean of rows (n, d), zero where there is none: (d,)."""
+    mean: NDArray[np.float64] = rows.sum(axis=0) / max(1, len(rows))
+    return mean
 
 
 def directions(metric: Metric, vectors: Matrix) -> NDArray[np.float64]:

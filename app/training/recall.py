@@ -70,12 +70,17 @@ class Neighbours:
     def add(self, item_keys: Sequence[bytes], vectors: Matrix) -> None:
         """Look at some items: their keys and vectors (n, d)."""
         distances = self._distances_to(item_keys, vectors)
-        positions, nearer = _smaller(distances, self._distances[:, -1:], self._distances.shape[1])
-        if not positions.size:
-            return
-        keys = np.frombuffer(b"".join(item_keys), _ITEM_KEY)[positions]
-        together = np.concatenate([self._distances, nearer], axis=1)
-        order = np.argsort(together, axis=1, kind="stable")[:, : self._distances.shape[1]]
+        n_kept = self._distances.shape[1]
+        positions, nearer = _smaller(distances, self._distances[:, -1:], n_kept)
+        if positions.size:
+            keys = np.frombuffer(b"".join(item_keys), _ITEM_KEY)[positions]
+            self._keep_nearest(nearer, keys)
+
+    def _keep_nearest(self, distances: NDArray[np.float32], keys: NDArray[np.void]) -> None:
+        """Keep the nearest of those known so far and of new ones: (queries, new)."""
+        n_kept = self._distances.shape[1]
+        together = np.concatenate([self._distances, distances], axis=1)
+        order = np.argsort(together, axis=1, kind="stable")[:, :n_kept]
         self._distances = np.take_along_axis(together, order, axis=1)
         keys = np.concatenate([self._item_keys, keys], axis=1)
         self._item_keys = np.take_along_axis(keys, order, axis=1)
@@ -128,17 +133,23 @@ def _smaller(
     those is cheaper than ordering all.
     """
     is_below = values < limits
-    counts = is_below.sum(axis=1)
-    width = int(counts.max(initial=0))
-    if width > n_most:
+    if is_below.sum(axis=1).max(initial=0) > n_most:
         positions = np.argpartition(values, n_most - 1, axis=1)[:, :n_most]
         return positions, np.take_along_axis(values, positions, axis=1)
-    rows, columns = np.nonzero(is_below)
+    return _gathered(values, is_below)
+
+
+def _gathered(
+    values: NDArray[np.float32], is_wanted: NDArray[np.bool_]
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Return positions and values of what is wanted in each row, filled up with infinity."""
+    rows, columns = np.nonzero(is_wanted)
+    counts = is_wanted.sum(axis=1)
     places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    positions = np.zeros((len(values), width), np.intp)
-    smallest = np.full((len(values), width), np.inf, np.float32)
-    positions[rows, places], smallest[rows, places] = columns, values[rows, columns]
-    return positions, smallest
+    shape = (len(values), int(counts.max(initial=0)))
+    positions, found = np.zeros(shape, np.intp), np.full(shape, np.inf, np.float32)
+    positions[rows, places], found[rows, places] = columns, values[rows, columns]
+    return positions, found
 
 
 class Probes:

@@ -109,12 +109,9 @@ class Trainer:
         if n_lists is None or index.dimension is None:
             return None
         index = await self._prepare(training, index)
-        target = trainable(index).target(
-            index, training.generation, n_lists, is_prepared=training.order.opened is not None
-        )
-        target = _with_header(target, training.order.opened)
-        examination = await self._build(training, index, target, counts.n_items)
-        trained = await self._calibrate(training, Trained(target, counts), examination)
+        trained = Trained(_target(training, index, n_lists), counts)
+        examination = await self._build(training, index, trained)
+        trained = await self._calibrate(training, trained, examination)
         await self._swap(training, index, trained)
         await self._clean(training)
         return trained
@@ -147,18 +144,18 @@ class Trainer:
     # ------------------------------------------------------------ build; no key is needed
 
     async def _build(
-        self, training: Training, index: Index, target: Index, n_items: int
+        self, training: Training, index: Index, trained: Trained
     ) -> Examination | None:
-        """Build `target`; return what its recall is measured by, if the keys are there.
+        """Build what is to be; return what its recall is measured by, if the keys are there.
 
         Neither needs the other: the one keeps the database busy, the other the service.
         """
         training.progress.enter("building")
         examination = asyncio.create_task(self._examination(training, index))
-        watch = asyncio.create_task(self._watch_build(training, target))
+        watch = asyncio.create_task(self._watch_build(training, trained.index))
         try:
             async with self.maintenance() as connection:
-                await trainable(index).build(connection, target, n_items)
+                await trainable(index).build(connection, trained.index, trained.counts.n_items)
             return await examination
         finally:
             await _end(examination, watch)
@@ -314,9 +311,15 @@ def _audit_entry(index: Index, n_items: int) -> AuditEntry:
     )
 
 
-def _with_header(target: Index, opened: KeyedIndex | None) -> Index:
-    """Return the row with the header that goes with it, if the keys are there to seal one."""
+def _target(training: Training, index: Index, n_lists: int) -> Index:
+    """Return the row of the index as it will be after the swap, with the header that goes with it.
+
+    Only who has the keys can seal a header.
+    """
+    opened = training.order.opened
+    target = trainable(index).target(
+        index, training.generation, n_lists, is_prepared=opened is not None
+    )
     if opened is None:
         return target
-    sealed = header.seal(opened.keys, header.Header.of(target))
-    return replace(target, sealed_header=sealed)
+    return replace(target, sealed_header=header.seal(opened.keys, header.Header.of(target)))

@@ -25,11 +25,13 @@ OF_OTHERS = {
 
 
 def templates() -> Iterator[str]:
-    """Yield every text in the code, with what an f-string fills in as `…`."""
+    """Yield every text in the code, also as bytes, with what an f-string fills in as `…`."""
     for path in (ROOT / "app").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield node.value
+            elif isinstance(node, ast.Constant) and isinstance(node.value, bytes):
+                yield node.value.decode(errors="replace")
             elif isinstance(node, ast.JoinedStr):
                 parts = node.values
                 yield "".join(

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import store
 from app.domain import Matrix
+from app.engine.sketches.parameters import EncoderParameters
 from app.services.context import ServiceContext
 from app.settings import Settings
 from tests.integration.an_index import (
@@ -22,6 +23,7 @@ from tests.integration.an_index import (
     items,
     recall,
     row,
+    row_that,
     scalar,
     settled,
     trained,
@@ -41,9 +43,8 @@ def settings(database_dsn: str) -> Settings:
 async def drifted(services: ServiceContext, engine: AsyncEngine) -> dict[str, bool]:
     """Return what each place says once a round was made."""
     await services.training.make_round()
-    figures = await services.operations.index_figures()
-    assert figures is not None
     async with engine.connect() as connection:
+        figures = await store.overview.index_figures(connection)
         (status,) = await store.overview.status(connection)
     return {
         "stats": bool((await services.indexes.stats(ACCESS)).look.verdict.reasons),
@@ -184,3 +185,78 @@ async def test_the_view_shows_each_index_without_a_key(
     assert full.recall >= 0.9
     assert full.list_imbalance >= 1
     assert full.ivf_size_bytes > 0
+
+
+def moved(n: int, seed: int) -> Matrix:
+    """Vectors of another model: elsewhere, and of another scale."""
+    return (3 * clustered(n, D, seed) - 20).astype(np.float32)
+
+
+async def test_an_index_whose_vectors_were_all_replaced_is_trained_by_itself(
+    services: ServiceContext, engine: AsyncEngine
+) -> None:
+    await trained(services, clustered(N, D, seed=1))
+    vectors, queries = moved(N, seed=2), moved(40, seed=3)
+    await replace_items(services, vectors, N)
+    await services.training.make_round()
+    # A request with the key starts it.
+    await recall(services, "euclidean", queries, vectors)
+    after = await row_that(engine, lambda one: one.encoder_version == 2, "the encoder is fitted")
+    assert after.generation > 2
+    await settled(services)
+    assert await recall(services, "euclidean", queries, vectors) >= 0.93
+    assert (await services.indexes.stats(ACCESS)).look.verdict.reasons == []
+    why = "SELECT outcome FROM audit_log WHERE operation = 'train_request' AND caller = 'service'"
+    assert await scalar(engine, why) == (
+        f"drift: {N} items were replaced or deleted since it was trained on {N}"
+    )
+
+
+async def test_an_encoder_that_still_fits_is_kept(
+    services: ServiceContext, engine: AsyncEngine
+) -> None:
+    await trained(services, clustered(N, D, seed=1))
+    await replace_items(services, clustered(N, D, seed=2), N)
+    assert await services.training.train(ACCESS, None) is None
+    assert (await row(engine)).encoder_version == 1
+
+
+async def test_a_column_with_sketches_of_an_older_encoder_is_emptied_first(
+    services: ServiceContext, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 2 writes where version 0 did; items that nobody replaced have its sketches there."""
+    vectors = clustered(N, D, seed=1)
+    await trained(services, vectors)
+    monkeypatch.setattr(EncoderParameters, "needs_refit", lambda *_: True)
+    assert await services.training.train(ACCESS, None) is None
+    now = await row(engine)
+    assert now.encoder_version == 2
+    before = f"SELECT count(*) FROM items WHERE sketch_{now.encoder_version % 2} IS NULL"
+    assert await scalar(engine, before) == 0
+    everything, queries = vectors, clustered(40, D, seed=5)
+    assert await recall(services, "euclidean", queries, everything) >= 0.93
+
+
+async def test_an_index_that_has_grown_fourfold_is_trained_by_itself(
+    services: ServiceContext, engine: AsyncEngine
+) -> None:
+    vectors = clustered(5 * N, D, seed=1)
+    await trained(services, vectors[:N])
+    before = await row(engine)
+    async with engine.begin() as connection:
+        # Trainings for the number of items are another matter.
+        await connection.execute(sa.text("UPDATE indexes SET n_lists = 4096"))
+    await services.vectors.upsert(ACCESS, items(vectors[N:], N))
+    await services.training.make_round()
+    assert (await row(engine)).is_training_due
+    assert (await row(engine)).generation == before.generation
+
+
+async def test_nothing_is_trained_by_itself_where_that_is_disabled(
+    services: ServiceContext, engine: AsyncEngine, settings: Settings
+) -> None:
+    await trained(services, clustered(N, D, seed=1))
+    await replace_items(services, moved(N, seed=2), N)
+    async with ServiceContext.open(replace(settings, auto_train_disabled=True)) as disabled:
+        await disabled.training.make_round()
+    assert not (await row(engine)).is_training_due

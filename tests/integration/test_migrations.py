@@ -118,6 +118,48 @@ def test_a_schema_with_sealed_indexes_does_not_go_back(alembic: Alembic, empty_d
         alembic("downgrade", "0008")
 
 
+def test_drift_so_far_is_counted_and_the_views_of_before_come_back(
+    alembic: Alembic, empty_dsn: str
+) -> None:
+    alembic("upgrade", "0006")
+    with psycopg.connect(empty_dsn) as connection:
+        for name, n_items, n_changes in (("grown", 900, 1_000), ("other", 90, 130)):
+            # Trained on 80 items, after 100 changes.
+            connection.execute(
+                "WITH made AS (INSERT INTO indexes (id, name, metric, storage_precision,"
+                " sketch_noise, wrapped_dek, trained_at, n_items_at_training,"
+                " n_changes_at_training) VALUES (gen_random_uuid(), %s, 'cosine', 'float32', 0.1,"
+                " '', now(), 80, 100) RETURNING id)"
+                " INSERT INTO item_counts (index_id, shard, n_items, n_changes)"
+                " SELECT id, shard, %s / 2, %s / 2 FROM made, generate_series(1, 2) AS shard",
+                (name, n_items, n_changes),
+            )
+    views = _views(empty_dsn)
+    alembic("upgrade", "0007")
+    with psycopg.connect(empty_dsn) as connection:
+        rows = connection.execute(
+            "SELECT name, n_outdated_since_training, is_drifted FROM sealdex_views.indexes"
+        ).fetchall()
+    # Of 900 changes 820 at least were additions, of 30 at least 10. The service judges later.
+    assert sorted(rows) == [("grown", 80, False), ("other", 20, False)]
+    alembic("downgrade", "0006")
+    assert _views(empty_dsn) == views
+
+
+def _views(dsn: str) -> list[tuple[str, ...]]:
+    """Return the views with all of their columns and comments."""
+    statement = """
+        SELECT nspname, relname, pg_get_viewdef(pg_class.oid), attname,
+            col_description(pg_class.oid, attnum), obj_description(pg_class.oid, 'pg_class')
+        FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+            JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0
+        WHERE relkind = 'v' AND (nspname = 'sealdex_views' OR relname = 'index_overview')
+        ORDER BY 1, 2, attnum
+    """
+    with psycopg.connect(dsn) as connection:
+        return connection.execute(statement).fetchall()
+
+
 def test_every_table_and_column_has_a_comment(template_dsn: str) -> None:
     with psycopg.connect(template_dsn) as connection:
         assert connection.execute(_UNCOMMENTED).fetchall() == []

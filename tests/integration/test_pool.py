@@ -49,6 +49,25 @@ async def test_the_connection_used_last_is_lent_first(pool: Pool) -> None:
         assert (again, other) == (first, second)
 
 
+@pytest.mark.parametrize("n_steps", range(8))
+async def test_a_wait_that_is_cancelled_ends_though_a_connection_comes(
+    settings: Settings, database_dsn: str, n_steps: int
+) -> None:
+    async with pool_of(settings, database_dsn, pool_size=1) as pool:
+        held = await pool.getconn()
+        waiting = asyncio.create_task(lend(pool))
+        while not pool.get_stats().get("requests_waiting"):  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0)
+        await pool.putconn(held)
+        for _ in range(n_steps):
+            if not waiting.done():
+                await asyncio.sleep(0)
+        if waiting.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        await lend(pool)
+
+
 async def test_searches_and_all_other_statements_share_the_connections(
     settings: Settings, database_dsn: str
 ) -> None:

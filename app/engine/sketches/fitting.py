@@ -29,44 +29,80 @@ _MIN_SAMPLE = 256
 _ATTEMPTS = 5
 _PAUSE_S = 0.05
 _N_WRITERS = 2
+_EMPTIED_AT_A_TIME = 2_000
 
 
 async def prepare(work: Work) -> None:
-    """Fit the encoder and write its sketches, unless that was done before: once an index."""
+    """Fit the encoder and write its sketches, unless the encoder in use still fits."""
     index = work.opened.index
-    if index.encoder_version >= _FIRST_FITTED_VERSION:
-        return
     if index.sealed_next_encoder is None:
         work.enter("fitting")
-        index = await _announced(work, await _fitted(work))
+        parameters = await _fitted(work)
+        if parameters is None:
+            return
+        await _empty(work)
+        index = await _announced(work, parameters)
     work.enter("encoding")
     await _Filler(work, open_row(index, work.opened.keys)).fill()
 
 
-async def _fitted(work: Work) -> EncoderParameters:
-    """Return the next encoder's parameters."""
+async def _fitted(work: Work) -> EncoderParameters | None:
+    """Return the next encoder's parameters, None if the data have not moved since the last fit.
+
+    The encoder of the first batch is always replaced.
+    """
+    index, encoder = work.opened.index, work.opened.encoder
+    assert encoder is not None  # noqa: S101 - an index with items has an encoder
+    sample = await _sample(work, encoder.dimension)
+
+    def fitted() -> EncoderParameters | None:
+        is_fitted = index.encoder_version >= _FIRST_FITTED_VERSION
+        if is_fitted and not encoder.parameters.needs_refit(index.metric, sample):
+            return None
+        return EncoderParameters.fit(index.encoder_version + 1, index.metric, sample)
+
+    return await asyncio.to_thread(fitted)
+
+
+async def _empty(work: Work) -> None:
+    """Empty the column that the next encoder will fill: sketches of an earlier one may be in it.
+
+    Writers do not write to this column before the announcement, and empty it in rows they replace.
+    """
     index = work.opened.index
-    sample = await _sample(work, index.dimension or 1)
-    return await asyncio.to_thread(
-        EncoderParameters.fit, index.encoder_version + 1, index.metric, sample
-    )
+    last: bytes | None = b""
+    while last is not None:
+        async with work.engine.begin() as connection:
+            last = await samples.empty_sketches(
+                connection, index, index.encoder_version + 1, last, _EMPTIED_AT_A_TIME
+            )
 
 
 async def _sample(work: Work, dimension: int) -> Matrix:
     """Return the vectors of the first items: item keys are pseudo-random, so these are typical."""
     n_wanted = min(_SAMPLE_ITEMS, max(_MIN_SAMPLE, _SAMPLE_BYTES // (4 * dimension)))
     parts = [np.empty((0, dimension), np.float32)]
-    last, n_read = b"", 0
-    while n_read < n_wanted:
-        limit = min(chunk_items(dimension), n_wanted - n_read)
+    n_read = 0
+    async for rows in _first_chunks(work, dimension, n_wanted):
+        parts.append(await open_vectors(work.opened, rows))
+        n_read += len(rows)
+        work.advance(n_read / n_wanted)
+    return np.concatenate(parts)
+
+
+async def _first_chunks(
+    work: Work, dimension: int, n_wanted: int
+) -> AsyncIterator[list[SealedVector]]:
+    """Yield the first items in the order of their keys, `n_wanted` in all."""
+    last = b""
+    while n_wanted:
+        limit = min(chunk_items(dimension), n_wanted)
         async with work.engine.connect() as connection:
             rows = await samples.vectors_after(connection, work.opened.index, last, limit)
         if not rows:
-            break
-        parts.append(await open_vectors(work.opened, rows))
-        last, n_read = rows[-1][0], n_read + len(rows)
-        work.advance(n_read / n_wanted)
-    return np.concatenate(parts)
+            return
+        yield rows
+        last, n_wanted = rows[-1][0], n_wanted - len(rows)
 
 
 async def _announced(work: Work, parameters: EncoderParameters) -> Index:

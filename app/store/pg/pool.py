@@ -67,10 +67,15 @@ class Pool(AsyncConnectionPool[Connection]):
 
     async def getconn(self, timeout: float | None = None) -> Connection:  # noqa: ASYNC109 (its own name)
         """Return a connection that nobody has closed. Raises `Overloaded`, `Unavailable`."""
+        n_cancelled = _n_cancelled()
         with stage("pool"):
             while is_closed(raw := await self._granted(timeout)):
                 raw.pgconn.finish()
                 await super().putconn(raw)
+        if _n_cancelled() > n_cancelled:
+            # The library forgets a cancellation that comes together with the connection.
+            await super().putconn(raw)
+            raise asyncio.CancelledError
         self._count(1)
         return raw
 
@@ -124,3 +129,9 @@ class Pool(AsyncConnectionPool[Connection]):
     def _count(self, n_more: int) -> None:
         self._n_lent += n_more
         self._lent(self._n_lent)
+
+
+def _n_cancelled() -> int:
+    """Return how often the task that runs was cancelled."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
