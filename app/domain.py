@@ -75,6 +75,13 @@ class Metric(StrEnum):
     COSINE = "cosine"
 
 
+class IndexKind(StrEnum):
+    """Who searches an index: PostgreSQL by keyed sketches, or the service by sealed lists."""
+
+    IVFFLAT = "ivfflat"
+    SEALED = "sealed"
+
+
 class Precision(StrEnum):
     """Number format of the sealed vector."""
 
@@ -191,6 +198,7 @@ class Index:
     created_at: datetime
     sealed_schema: bytes | None = field(repr=False)
     sealed_header: bytes | None = field(repr=False)
+    kind: IndexKind = IndexKind.IVFFLAT
 
     @property
     def is_trained(self) -> bool:

@@ -21,7 +21,8 @@ _STATEMENT_TIMEOUT = "15min"
 
 # Made while the service runs: one for each index, and one for each month of the audit log.
 _PARTITION = re.compile(
-    rf"{tables.PARTITION_PREFIX}[0-9a-f]{{32}}|audit_log_(default|\d{{4}}_\d{{2}})"
+    rf"({tables.PARTITION_PREFIX}|{tables.CHUNK_PARTITION_PREFIX})[0-9a-f]{{32}}"
+    r"|audit_log_(default|\d{4}_\d{2})"
 )
 
 

@@ -2,7 +2,7 @@
 
     sealed value   version (1) = 0x01 ‖ nonce (12) ‖ ciphertext, as long as the plaintext ‖ tag (16)
     of a writer    version (1) = 0x02 ‖ session (32) ‖ nonce (12) ‖ ciphertext ‖ tag (16)
-    AAD            index UUID (16) ‖ item key (16) ‖ column label (ASCII)
+    AAD            index UUID (16) ‖ item key (16) ‖ column label (ASCII) ‖ context, if there is one
 
 The AAD is not stored: whoever opens a value says where it came from, so a value moved to another
 row, column or index does not open. A `Sealer` spreads its values over 64 sub-keys by the first byte
@@ -19,6 +19,7 @@ from uuid import UUID
 import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.utils import Buffer
 from numpy.typing import NDArray
 
 from app.domain import Joined
@@ -103,10 +104,13 @@ class Sealer:
     def __repr__(self) -> str:
         return f"Sealer({self._label!r})"
 
-    def seal(self, item_key: bytes, plaintext: bytes) -> bytes:
-        """Seal `plaintext` for the row `item_key`: 29 bytes more (a writer's 61), always new."""
+    def seal(self, item_key: bytes, plaintext: Buffer, context: bytes = b"") -> bytes:
+        """Seal `plaintext` for the row `item_key`: 29 bytes more (a writer's 61), always new.
+
+        `context` is what else is bound into the value, behind the label.
+        """
         nonce = os.urandom(NONCE_BYTES)
-        aad = self._aad_prefix + item_key + self._aad_suffix
+        aad = self._aad_prefix + item_key + self._aad_suffix + context
         ciphertext = self._shards[item_key[0] & _SHARD_MASK].encrypt(nonce, plaintext, aad)
         return self._header + nonce + ciphertext
 
@@ -121,6 +125,23 @@ class Sealer:
             return aesgcm.decrypt(sealed[start:body], sealed[body:], aad)
         except InvalidTag as error:
             raise self._corrupted() from error
+
+    def open_array(self, item_key: bytes, sealed: bytes, context: bytes = b"") -> NDArray[np.uint8]:
+        """Open a value as `open` does, into memory of its own, which the caller can wipe.
+
+        Raises `DataCorrupted`.
+        """
+        if len(sealed) < OVERHEAD_BYTES or len(item_key) != ITEM_KEY_BYTES:
+            raise self._corrupted()
+        aad = self._aad_prefix + item_key + self._aad_suffix + context
+        aesgcm, start = self._cipher(item_key, sealed)
+        body = start + NONCE_BYTES
+        opened = np.empty(len(sealed) - body - TAG_BYTES, np.uint8)
+        try:
+            aesgcm.decrypt_into(sealed[start:body], sealed[body:], aad, opened.data)
+        except InvalidTag as error:
+            raise self._corrupted() from error
+        return opened
 
     def open_all(self, item_keys: Iterable[bytes], sealed: Iterable[bytes]) -> list[bytes]:
         """Open each value for its item key, as `open` does. Raises `DataCorrupted`."""

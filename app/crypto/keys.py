@@ -7,6 +7,7 @@
 
     DEK ── HKDF-SHA256, salt = index UUID, info = "sealdex/v1/" ‖ label
     ├── contents · metadata · vector · id-seal · encoder     64 sub-keys each, for `aead.Sealer`
+    ├── fresh-chunk · chunk · layout                         the same, of a sealed index
     ├── id-blind · tokens · sketch                           32 bytes each
     └── writer                                               X25519 private key, for `sessions`
 
@@ -212,6 +213,21 @@ class IndexKeys:
         return self._sealer("encoder")
 
     @cached_property
+    def fresh_chunks(self) -> aead.Sealer:
+        """Seals the chunks of entries that writers add to a sealed index."""
+        return self._sealer("fresh-chunk")
+
+    @cached_property
+    def chunks(self) -> aead.Sealer:
+        """Seals the chunks of the lists of a sealed index; a session's do not open."""
+        return self._readers_sealer("chunk")
+
+    @cached_property
+    def layout(self) -> aead.Sealer:
+        """Seals centroids and directory of a sealed index; a session's do not open."""
+        return self._readers_sealer("layout")
+
+    @cached_property
     def blind_key(self) -> bytes:
         """Key of `tokens.item_key`."""
         return hkdf.expand(self._pseudorandom_key, "id-blind")
@@ -231,6 +247,10 @@ class IndexKeys:
         return aead.Sealer(
             key_material, self.index_id, label, sessions=partial(self._sessions.cipher, label)
         )
+
+    def _readers_sealer(self, label: str) -> aead.Sealer:
+        key_material = hkdf.expand(self.read_key(), label, aead.KEY_MATERIAL_BYTES)
+        return aead.Sealer(key_material, self.index_id, label)
 
 
 class WriterKeys(IndexKeys):

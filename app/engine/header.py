@@ -17,7 +17,7 @@ from typing import Any, Self
 import msgspec
 
 from app.crypto import aead, keys
-from app.domain import Index
+from app.domain import Index, IndexKind
 from app.errors import DataCorrupted
 
 
@@ -25,6 +25,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     """The facts of an index that only somebody with its key may change."""
 
     name: str
+    kind: str
     metric: str
     storage_precision: str
     dimension: int | None
@@ -42,7 +43,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of_new(cls, values: Mapping[str, Any]) -> Self:
         """Return what the row of a new index will say, given the `values` that are stored."""
-        return msgspec.convert({"encoder_version": 0, **values}, cls)
+        return msgspec.convert({"kind": IndexKind.IVFFLAT.value, "encoder_version": 0, **values}, cls)
 
 
 _decode = msgspec.json.Decoder(Header).decode

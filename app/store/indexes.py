@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import errors
-from app.domain import Index, Metric, Precision
+from app.domain import Index, IndexKind, Metric, Precision
 from app.observe.stages import stage
 from app.store.pg.connection import Connection
 from app.store.pg.pool import Pool
@@ -93,6 +93,7 @@ def to_index(facts: dict[str, Any]) -> Index:
     """Return the index whose row holds `facts`, by name."""
     facts["metric"] = Metric(facts["metric"])
     facts["storage_precision"] = Precision(facts["storage_precision"])
+    facts["kind"] = IndexKind(facts["kind"])
     return Index(**facts)
 
 

@@ -14,16 +14,40 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app import errors
-from app.store.tables import dropped_indexes, items, ivf_name, partition_name, sketch_column
+from app.store.tables import (
+    chunk_partition_name,
+    chunks,
+    dropped_indexes,
+    items,
+    ivf_name,
+    partition_name,
+    sketch_column,
+)
 
 # A row of up to 8 KB, with a vector of 1,536 float32, stays in one piece: a TOAST fetch for each
 # candidate would cost more than the scan.
 TOAST_TUPLE_TARGET = 8160
+# Chunks come and go with every write, and most of a chunk is TOAST: after a fifth of a large table
+# VACUUM would come too late.
+_CHUNK_OPTIONS = (
+    "autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500,"
+    " toast.autovacuum_vacuum_scale_factor = 0.02, toast.autovacuum_vacuum_threshold = 2000"
+)
 _SOMEBODY_ELSE = (pg.ObjectNotInPrerequisiteState, pg.UndefinedTable, pg.LockNotAvailable)
 
 
 async def create(connection: AsyncConnection, index_id: UUID) -> None:
     """Create the partition of an index. Neither reads nor writes of other indexes wait for it."""
+    name = partition_name(index_id)
+    await create_items(connection, index_id)
+    # With fastupdate, new entries would wait in a list that every search reads from end to end.
+    await connection.exec_driver_sql(
+        f"CREATE INDEX {name}_tokens_idx ON {name} USING gin (tokens) WITH (fastupdate = off)"
+    )
+
+
+async def create_items(connection: AsyncConnection, index_id: UUID) -> None:
+    """Create the partition of an index's items, without what one kind of index alone needs."""
     name = partition_name(index_id)
     options = f"toast_tuple_target = {TOAST_TUPLE_TARGET}"
     for statement in (
@@ -67,34 +91,51 @@ def in_generation(generation: int) -> str:
     return rf"item_key <> E'\\x{generation:08x}'"
 
 
+async def create_chunks(connection: AsyncConnection, index_id: UUID) -> None:
+    """Create the partition of a sealed index's chunks; nobody waits for it."""
+    name = chunk_partition_name(index_id)
+    for statement in (
+        f"CREATE TABLE {name} (LIKE {chunks.name} INCLUDING ALL) WITH ({_CHUNK_OPTIONS})",
+        f"ALTER TABLE {chunks.name} ATTACH PARTITION {name} FOR VALUES IN ('{index_id}')",
+    ):
+        await connection.exec_driver_sql(statement)
+
+
 async def drop_deleted(engine: AsyncEngine) -> None:
     """Drop the partitions of deleted indexes while other indexes are read and written."""
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         for index_id in (await connection.execute(sa.select(dropped_indexes.c.id))).scalars().all():
-            if await _detach(connection, index_id):
-                await connection.exec_driver_sql(f"DROP TABLE IF EXISTS {partition_name(index_id)}")
+            partitions = (
+                (items.name, partition_name(index_id)),
+                (chunks.name, chunk_partition_name(index_id)),
+            )
+            if all([await _drop(connection, *partition) for partition in partitions]):
                 await connection.execute(
                     sa.delete(dropped_indexes).where(dropped_indexes.c.id == index_id)
                 )
 
 
-async def _detach(connection: AsyncConnection, index_id: UUID) -> bool:
+async def _drop(connection: AsyncConnection, table: str, partition: str) -> bool:
+    """Drop a partition of `table`, if there is one; false when another worker is at it."""
+    if not await _detach(connection, table, partition):
+        return False
+    await connection.exec_driver_sql(f"DROP TABLE IF EXISTS {partition}")
+    return True
+
+
+async def _detach(connection: AsyncConnection, table: str, partition: str) -> bool:
     """Detach the partition of a deleted index; false when another worker is at it."""
     statement = sa.text(
         "SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = to_regclass(:name)"
     )
-    is_pending = (
-        await connection.execute(statement, {"name": partition_name(index_id)})
-    ).scalar_one_or_none()
+    is_pending = (await connection.execute(statement, {"name": partition})).scalar_one_or_none()
     if is_pending is None:
         return True
     # A crash in the middle of CONCURRENTLY leaves the partition pending, to be finalized.
     how = "FINALIZE" if is_pending else "CONCURRENTLY"
     try:
-        await connection.exec_driver_sql(
-            f"ALTER TABLE {items.name} DETACH PARTITION {partition_name(index_id)} {how}"
-        )
+        await connection.exec_driver_sql(f"ALTER TABLE {table} DETACH PARTITION {partition} {how}")
     except (DBAPIError, errors.Unavailable) as error:
         # PostgreSQL detaches one partition of a table at a time; whoever drops the next will see to
         # this one.

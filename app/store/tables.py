@@ -2,9 +2,11 @@
 
 The comments are written for whoever owns the database.
 
-`items` is LIST-partitioned by index. Each index has one partition, `items_<index id in hex>`, and
-on it one ivfflat index, `ivf_<index id in hex>_<generation>`; both are made while the service runs
-and are no part of the migrations.
+`items` is LIST-partitioned by index. Each index has one partition, `items_<index id in hex>`. An
+index of the kind `ivfflat` has on it one ivfflat index, `ivf_<index id in hex>_<generation>`, and
+one GIN index of tokens; one of the kind `sealed` has a partition of `chunks` instead,
+`chunks_<index id in hex>`. All these are made while the service runs and are no part of the
+migrations.
 """
 
 from uuid import UUID
@@ -15,6 +17,7 @@ from sqlalchemy.dialects.postgresql import UUID as PG_UUID
 
 IVF_PREFIX = "ivf_"
 PARTITION_PREFIX = "items_"
+CHUNK_PARTITION_PREFIX = "chunks_"
 
 metadata = sa.MetaData(
     naming_convention={
@@ -168,6 +171,14 @@ indexes = sa.Table(
         comment="What this row says in the clear of name, metric, noise and the like, sealed; "
         "null until the first request with the key after an upgrade",
     ),
+    sa.Column(
+        "kind",
+        sa.Text,
+        nullable=False,
+        server_default="ivfflat",
+        comment="ivfflat: PostgreSQL searches keyed sketches; "
+        "sealed: the service searches sealed lists",
+    ),
     comment="One row an index. Holds no key that opens anything without the client's index key",
 )
 
@@ -223,12 +234,128 @@ items = sa.Table(
         comment="Keyed hashes of the metadata's strings and numbers, in no telling"
         " order; null for none",
     ),
-    # With fastupdate, new entries would wait in a list that every search reads from end to end.
-    sa.Index(
-        "ix_items_tokens", "tokens", postgresql_using="gin", postgresql_with={"fastupdate": "off"}
+    sa.Column(
+        "tag",
+        sa.BigInteger,
+        comment="Random number of this version of the item, also in its entry; "
+        "null outside sealed indexes",
     ),
     comment="The items of all indexes, one partition an index; every value is sealed or keyed",
     postgresql_partition_by="LIST (index_id)",
+)
+
+chunks = sa.Table(
+    "chunks",
+    metadata,
+    sa.Column(
+        "index_id",
+        PG_UUID(as_uuid=True),
+        primary_key=True,
+        comment="The index this chunk belongs to; partition key",
+    ),
+    sa.Column(
+        "name", BYTEA, primary_key=True, comment="Random name of the chunk, never used again"
+    ),
+    sa.Column(
+        "generation",
+        sa.Integer,
+        nullable=False,
+        comment="Generation of the lists that the entries were made for",
+    ),
+    sa.Column(
+        "encoder_version",
+        sa.SmallInteger,
+        nullable=False,
+        comment="Version of the encoder that the entries were made with",
+    ),
+    sa.Column(
+        "epoch",
+        sa.BigInteger,
+        comment="Epoch in which a writer added the chunk; null for what belongs to a layout",
+    ),
+    sa.Column(
+        "sealed_entries",
+        BYTEA,
+        nullable=False,
+        comment="Entries of many items, or a page of a layout, sealed and padded",
+    ),
+    sa.Column(
+        "sealed_terms",
+        BYTEA,
+        comment="What filters need of the same items, sealed and padded; null for none",
+    ),
+    # Searches begin at an epoch, so they never walk over what is left of merged chunks.
+    # The index id is in it, or the primary key would seem as good to the planner.
+    sa.Index("ix_chunks_epoch", "index_id", "epoch", postgresql_where=sa.text("epoch IS NOT NULL")),
+    comment="The lists of all sealed indexes, one partition an index; every value is sealed",
+    postgresql_partition_by="LIST (index_id)",
+)
+
+layouts = sa.Table(
+    "layouts",
+    metadata,
+    sa.Column(
+        "index_id",
+        PG_UUID(as_uuid=True),
+        sa.ForeignKey("indexes.id", ondelete="CASCADE"),
+        primary_key=True,
+        comment="The index whose lists are told",
+    ),
+    sa.Column(
+        "version",
+        sa.BigInteger,
+        primary_key=True,
+        autoincrement=False,
+        comment="Number of the layout; the highest one holds",
+    ),
+    sa.Column(
+        "generation", sa.Integer, nullable=False, comment="Generation of the lists: of a training"
+    ),
+    sa.Column(
+        "encoder_version",
+        sa.SmallInteger,
+        nullable=False,
+        comment="Version of the encoder that the lists were made with",
+    ),
+    sa.Column(
+        "open_epoch",
+        sa.BigInteger,
+        nullable=False,
+        comment="Epoch that writers give the chunks they add",
+    ),
+    sa.Column(
+        "first_epoch",
+        sa.BigInteger,
+        nullable=False,
+        comment="All chunks of earlier epochs have been merged into lists",
+    ),
+    sa.Column(
+        "pages",
+        ARRAY(BYTEA),
+        nullable=False,
+        comment="Names of the chunks that hold pages of the layout: directory and centroids",
+    ),
+    sa.Column(
+        "sealed_root",
+        BYTEA,
+        nullable=False,
+        comment="What the pages are, sealed together with the numbers of this row",
+    ),
+    sa.Column(
+        "retired",
+        ARRAY(BYTEA),
+        nullable=False,
+        comment="Names of the chunks that the layout before used and this one does not",
+    ),
+    sa.Column(
+        "created_at",
+        TIMESTAMP(timezone=True),
+        nullable=False,
+        server_default=sa.text("clock_timestamp()"),
+        comment="When the layout was made; retired chunks are deleted a minute later",
+    ),
+    comment="Which chunks of a sealed index are in use: "
+    "a row for each change, those of the last minute kept",
 )
 
 item_counts = sa.Table(
@@ -599,6 +726,11 @@ rate_limits = sa.Table(
 def partition_name(index_id: UUID) -> str:
     """Return the name of the partition of `items` that holds the items of an index."""
     return f"{PARTITION_PREFIX}{index_id.hex}"
+
+
+def chunk_partition_name(index_id: UUID) -> str:
+    """Return the name of the partition of `chunks` that holds the lists of an index."""
+    return f"{CHUNK_PARTITION_PREFIX}{index_id.hex}"
 
 
 def ivf_name(index_id: UUID, generation: int) -> str:

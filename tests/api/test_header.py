@@ -15,6 +15,7 @@ from tests.api.test_tampering import ITEMS, execute
 
 CHANGES = {
     "name": "name = name || '-other'",
+    "kind": "kind = 'sealed'",
     "metric": "metric = 'squared_euclidean'",
     "dimension": "dimension = 2",
     "storage_precision": "storage_precision = 'float16'",

@@ -74,6 +74,50 @@ def test_an_empty_database_goes_to_head_and_back(alembic: Alembic, empty_dsn: st
     alembic("upgrade", "head")
 
 
+_TOKEN_INDEXES = """
+    SELECT index.relname, indisvalid, inhparent::regclass::text
+    FROM pg_index JOIN pg_class AS index ON index.oid = indexrelid
+    LEFT JOIN pg_inherits ON inhrelid = indexrelid
+    WHERE indrelid = to_regclass(%s) AND index.relam = (SELECT oid FROM pg_am WHERE amname = 'gin')
+    """
+
+
+def test_partitions_keep_their_index_of_tokens_and_their_items(
+    alembic: Alembic, empty_dsn: str
+) -> None:
+    partition = f"items_{'ab' * 16}"
+    alembic("upgrade", "0008")
+    with psycopg.connect(empty_dsn) as connection:
+        connection.execute(f"CREATE TABLE {partition} (LIKE items INCLUDING ALL)")
+        connection.execute(
+            f"ALTER TABLE items ATTACH PARTITION {partition} FOR VALUES IN ('{'ab' * 16}')"
+        )
+        connection.execute(
+            "INSERT INTO items (index_id, item_key, sealed_id, sealed_vector, tokens)"
+            " VALUES (%s, 'key', 'id', 'vector', '{7}')",
+            ("ab" * 16,),
+        )
+    name = f"{partition}_tokens_idx"
+    for revision, parent in (("0009", None), ("0008", "ix_items_tokens"), ("0009", None)):
+        alembic("upgrade" if revision == "0009" else "downgrade", revision)
+        with psycopg.connect(empty_dsn) as connection:
+            found = connection.execute(_TOKEN_INDEXES, (partition,)).fetchall()
+            assert found == [(name, True, parent)]
+            assert connection.execute("SELECT tokens FROM items").fetchall() == [([7],)]
+
+
+def test_a_schema_with_sealed_indexes_does_not_go_back(alembic: Alembic, empty_dsn: str) -> None:
+    alembic("upgrade", "0009")
+    with psycopg.connect(empty_dsn) as connection:
+        connection.execute(
+            "INSERT INTO indexes"
+            " (id, name, metric, storage_precision, sketch_noise, wrapped_dek, kind)"
+            " VALUES (gen_random_uuid(), 'sealed', 'cosine', 'float32', 0, '', 'sealed')"
+        )
+    with pytest.raises(AssertionError, match="Sealed indexes"):
+        alembic("downgrade", "0008")
+
+
 def test_drift_so_far_is_counted_and_the_views_of_before_come_back(
     alembic: Alembic, empty_dsn: str
 ) -> None:

@@ -11,7 +11,7 @@ import hmac
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import numpy as np
@@ -286,23 +286,17 @@ def words_of(data: bytes) -> list[int]:
     return [int.from_bytes(data[start : start + 2], "little") for start in range(0, len(data), 2)]
 
 
-def sketch_case(
-    coin_format: int,
-    metric: str,
-    dimension: int,
-    bits: int,
-    mean: list[float],
-    scale: float,
-    step: int = 7919,
-) -> dict[str, Any]:
-    """Numbers of `rotated` are those of a true rotation.
+class Rotated(NamedTuple):
+    """A vector that was rotated, with what turned it."""
 
-    A case has none near zero, where platforms may differ.
-    """
-    sketch_key = hkdf_expand(hkdf_extract(INDEX_ID.bytes, DEK), "sketch", 32)
-    rotation_key = hkdf_expand(sketch_key, "sketch/rotation", 32)
-    vector = example_vector(dimension, step)
-    lifted = lift(metric, vector, mean, scale)
+    numbers: list[float]
+    signs: list[list[int]]
+    permutations: list[list[int]]
+    size: int
+    n_blocks: int
+
+
+def rotate(rotation_key: bytes, lifted: NDArray[np.float64], bits: int) -> Rotated:
     size = max(256, 2 ** math.ceil(math.log2(len(lifted))))
     n_blocks = -(-bits // size)
     stream = counter_mode(rotation_key, b"", n_blocks * (3 * size // 8 + 2 * 8 * size))
@@ -328,6 +322,29 @@ def sketch_case(
             all_signs.append(signs)
             x = hadamard(size) @ (np.array(signs) * x) / math.sqrt(size)
         rotated += [float(value) for value in x]
+    return Rotated(rotated, all_signs, all_permutations, size, n_blocks)
+
+
+def sketch_case(
+    coin_format: int,
+    metric: str,
+    dimension: int,
+    bits: int,
+    mean: list[float],
+    scale: float,
+    step: int = 7919,
+) -> dict[str, Any]:
+    """Numbers of `rotated` are those of a true rotation.
+
+    A case has none near zero, where platforms may differ.
+    """
+    sketch_key = hkdf_expand(hkdf_extract(INDEX_ID.bytes, DEK), "sketch", 32)
+    rotation_key = hkdf_expand(sketch_key, "sketch/rotation", 32)
+    vector = example_vector(dimension, step)
+    lifted = lift(metric, vector, mean, scale)
+    turned = rotate(rotation_key, lifted, bits)
+    rotated, all_signs, all_permutations = turned.numbers, turned.signs, turned.permutations
+    size, n_blocks = turned.size, turned.n_blocks
     smallest = min(abs(value) for value in rotated[:bits])
     if smallest < 1e-5:
         return sketch_case(coin_format, metric, dimension, bits, mean, scale, step + 1)
@@ -385,6 +402,129 @@ def parameters_case(data_format: int) -> dict[str, Any]:
     }
 
 
+def padded(data: bytes) -> bytes:
+    """Pad to the next of the lengths 64 · 1, 1.25, 1.5, 1.75, 2, 2.5 …"""
+    length = step = 64
+    while length < len(data):
+        step = 2 ** int(math.log2(length))
+        length += step // 4
+    return data + bytes(length - len(data))
+
+
+CHUNK_NAME = bytes(range(60, 76))
+CONTEXT = (7).to_bytes(4, "little") + (2).to_bytes(4, "little")
+
+
+def chunk_case(label: str, kind: int, data: bytes, *, in_session: bool = False) -> dict[str, Any]:
+    """Generation 7, encoder 2."""
+    name = bytes(16) if kind == 2 else CHUNK_NAME
+    context = bytes([kind, 0, 0, 0]) + CONTEXT
+    if kind == 2:
+        context += b"".join(number.to_bytes(8, "little") for number in (12, 5, 4))
+    plaintext, aad = padded(data), INDEX_ID.bytes + name + label.encode() + context
+    if in_session:
+        case = session_case(label, name, b"")
+        key, head = bytes.fromhex(case["key"]), b"\x02" + bytes.fromhex(case["session"])
+    else:
+        case = sealed_case(label, name, b"")
+        key, head = bytes.fromhex(case["sub_key"]), b"\x01"
+    return {
+        "label": label,
+        "kind": kind,
+        "in_session": in_session,
+        "generation": 7,
+        "encoder_version": 2,
+        "name": name.hex(),
+        "aad": aad.hex(),
+        "plaintext": plaintext.hex(),
+        "sealed": (head + NONCE + AESGCM(key).encrypt(NONCE, plaintext, aad)).hex(),
+    }
+
+
+def little(number: int, n_bytes: int = 4) -> bytes:
+    return number.to_bytes(n_bytes, "little", signed=number < 0)
+
+
+def entries_data(code_kind: int, codes: list[bytes]) -> bytes:
+    keys = [bytes([number]) * 16 for number in range(len(codes))]
+    records = [
+        key + little(-5 - number, 8) + np.array([0.5 + number, -2.0], "<f4").tobytes()
+        for number, key in enumerate(keys)
+    ]
+    header = bytes([1, code_kind, 0, 0]) + little(len(codes)) + little(len(codes[0])) + bytes(4)
+    lists = [little(number - 1) for number in range(len(codes))]
+    return header + b"".join(codes) + b"".join(records) + b"".join(lists)
+
+
+def chunk_cases() -> list[dict[str, Any]]:
+    names = [bytes([number]) * 16 for number in range(1, 6)]
+    sketches = entries_data(0, [bytes([number]) * 64 for number in (1, 2, 3)])
+    vectors = [[1.0, -2.5], [0.15625, 3.0]]
+    floats = entries_data(1, [np.array(row, "<f4").tobytes() for row in vectors])
+    halves = entries_data(2, [np.array(row, "<f2").tobytes() for row in vectors])
+    root = (
+        bytes([1, 0, 0, 0])
+        + b"".join(map(little, (65, 3, 64, 64)))
+        + b"".join(names[:2])
+        + b"".join(names[2:4])
+    )
+    directory = (
+        bytes([1, 0, 0, 0])
+        + b"".join(map(little, (64, 3, 1, 0, 2)))
+        + b"".join(name + little(number) for number, name in enumerate(names[:3], 10))
+    )
+    numbers = np.array([[0.5, 1.0, -2.0], [4.0, 0.0, 0.25]], "<f4").tobytes()
+    centroids = bytes([1, 0, 0, 0]) + b"".join(map(little, (64, 2, 3))) + numbers
+    return [
+        chunk_case("fresh-chunk", 1, sketches),
+        chunk_case("fresh-chunk", 1, floats, in_session=True),
+        chunk_case("chunk", 1, sketches),
+        chunk_case("chunk", 1, halves),
+        chunk_case("layout", 2, root),
+        chunk_case("layout", 3, directory),
+        chunk_case("layout", 4, centroids),
+    ]
+
+
+def listed_case(
+    metric: str, dimension: int, bits: int, mean: list[float], scale: float, step: int = 7919
+) -> dict[str, Any]:
+    """A vector in a list, and without one; a case has no rotated number near zero."""
+    sketch_key = hkdf_expand(hkdf_extract(INDEX_ID.bytes, DEK), "sketch", 32)
+    key = hkdf_expand(sketch_key, "sketch/lists", 32)
+    vector = example_vector(dimension, step)
+    x = np.array(vector)
+    point = x / math.sqrt(float(x @ x)) if metric == "cosine" else (x - np.array(mean)) / scale
+    origin = np.array(mean) if metric == "cosine" else np.zeros(dimension)
+    centroid = np.array(example_vector(dimension, step + 30)) / 4
+    bases = {"listed": centroid, "alone": origin}
+    made = {}
+    for name, base in bases.items():
+        root = math.sqrt(max(256, 2 ** math.ceil(math.log2(dimension))))
+        numbers = [root * number for number in rotate(key, point - base, bits).numbers[:bits]]
+        if min(map(abs, numbers)) < 1e-4:
+            return listed_case(metric, dimension, bits, mean, scale, step + 1)
+        signs = [1 if number >= 0 else -1 for number in numbers]
+        of_base = [root * number for number in rotate(key, base, bits).numbers[:bits]]
+        made[name] = {
+            "bits": pack([int(sign > 0) for sign in signs]).hex(),
+            "length": math.sqrt(float((point - base) @ (point - base))),
+            "offset": sum(sign * number for sign, number in zip(signs, of_base, strict=True)),
+        }
+    return {
+        "metric": metric,
+        "bits": bits,
+        "mean": mean,
+        "scale": scale,
+        "vector": vector,
+        "sketch_key": sketch_key.hex(),
+        "rotation_key": key.hex(),
+        "centroid": [float(number) for number in centroid],
+        "point": [float(number) for number in point],
+        **made,
+    }
+
+
 def write(name: str, value: object) -> None:
     (HERE / name).write_text(
         json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -416,6 +556,15 @@ def main() -> None:
     write("users.json", user_case())
     write("tokens.json", tokens_cases())
     write("terms.json", terms_cases())
+    write("chunks.json", chunk_cases())
+    write(
+        "lists.json",
+        [
+            listed_case("cosine", 6, 512, [0.125, 0.0, -0.25, 0.0, 0.0625, 0.5], 1.0),
+            listed_case("euclidean", 256, 576, [0.25] * 256, 12.5),
+            listed_case("squared_euclidean", 3, 72, [0.0] * 3, 1.0),
+        ],
+    )
     write("encoder.json", [parameters_case(data_format) for data_format in (1, 2)])
     write(
         "sketch.json",

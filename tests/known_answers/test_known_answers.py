@@ -10,11 +10,18 @@ import pytest
 
 from app.crypto import aead, hkdf, keys, sessions, tokens, user_keys
 from app.domain import Matrix, Metric, Permission, UserToken
+from app.engine.lists import chunk_format, layout_format
+from app.engine.lists.entries import fields
+from app.engine.lists.layout_format import Root
+from app.engine.lists.sealing import Kind, Sealing
+from app.engine.lists.sketching import NO_LIST, Sketcher
+from app.engine.lists.space import Space
 from app.engine.sketches.encoder import Encoder
 from app.engine.sketches.flips import BitFlips, VectorFlips, coins
 from app.engine.sketches.parameters import EncoderParameters
 from app.engine.sketches.rotation import N_ROUNDS, Rotation
 from app.filters import terms
+from app.store.chunks import ChunkRow, LayoutRow
 
 
 def read(name: str) -> Any:
@@ -229,3 +236,77 @@ def test_sketches_are_as_frozen(case: dict[str, Any]) -> None:
         encoder.encode_items(vectors, [bytes.fromhex(case["item_key"])]).tobytes().hex()
         == case["item_sketch"]
     )
+
+
+CHUNKS = read("chunks.json")
+
+
+def chunk_id(case: dict[str, Any]) -> str:
+    return f"{case['label']}, kind {case['kind']}{', in a session' if case['in_session'] else ''}"
+
+
+def opened_chunk(index_keys: keys.IndexKeys, case: dict[str, Any]) -> Any:
+    """What the service reads in a chunk."""
+    sealing = Sealing(index_keys, case["generation"], case["encoder_version"])
+    name, sealed = bytes.fromhex(case["name"]), bytes.fromhex(case["sealed"])
+    row = ChunkRow(name, case["generation"], case["encoder_version"], sealed)
+    kind = Kind(case["kind"])
+    if kind is Kind.ENTRIES:
+        is_fresh = case["label"] == "fresh-chunk"
+        return (sealing.open_fresh if is_fresh else sealing.open_listed)(row)
+    if kind is Kind.ROOT:
+        return sealing.open_root(LayoutRow(12, 7, 2, 5, 4, (), sealed))
+    data = sealing.open_page(kind, row)
+    is_directory = kind is Kind.DIRECTORY
+    read_page: Any = (
+        layout_format.directory_from_bytes if is_directory else layout_format.centroids_from_bytes
+    )
+    return read_page(data, 64)
+
+
+@pytest.mark.parametrize("case", CHUNKS, ids=chunk_id)
+def test_chunks_open(index_keys: keys.IndexKeys, case: dict[str, Any]) -> None:
+    names = [bytes([number]) * 16 for number in range(1, 6)]
+    found = opened_chunk(index_keys, case)
+    if case["kind"] == Kind.ROOT:
+        assert found == Root(65, 3, names[:2], names[2:4])
+        assert found.to_bytes().hex() == case["plaintext"]
+    elif case["kind"] == Kind.DIRECTORY:
+        assert found == [[(names[0], 10)], [], [(names[1], 11), (names[2], 12)]]
+        assert layout_format.directory_page(64, found).hex() == case["plaintext"]
+    elif case["kind"] == Kind.CENTROIDS:
+        assert found.tolist() == [[0.5, 1.0, -2.0], [4.0, 0.0, 0.25]]
+    else:
+        assert chunk_format.to_bytes(found).hex() == case["plaintext"]
+
+
+@pytest.mark.parametrize("case", [case for case in CHUNKS if case["kind"] == 1], ids=chunk_id)
+def test_entries_are_as_frozen(index_keys: keys.IndexKeys, case: dict[str, Any]) -> None:
+    found = opened_chunk(index_keys, case)
+    records, n = fields(found.records), len(found)
+    assert records["item_key"].tolist() == [bytes([number]) * 16 for number in range(n)]
+    assert records["tag"].tolist() == [-5 - number for number in range(n)]
+    assert records["length"].tolist() == [0.5 + number for number in range(n)]
+    assert records["offset"].tolist() == [-2.0] * n
+    assert found.lists.tolist() == [number - 1 for number in range(n)]
+    if found.is_exact:
+        assert found.codes.tolist() == [[1.0, -2.5], [0.15625, 3.0]]
+    else:
+        assert [row.tobytes() for row in found.codes] == [bytes([byte]) * 64 for byte in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("case", read("lists.json"), ids=lambda case: case["metric"])
+def test_sketches_of_lists_are_as_frozen(case: dict[str, Any]) -> None:
+    vector = np.array([case["vector"]], np.float32)
+    space = Space(Metric(case["metric"]), np.array(case["mean"], np.float32), case["scale"])
+    (point,) = points = space.points(vector)
+    assert point == pytest.approx(case["point"], abs=1e-6)
+    bases = np.array([case["centroid"], space.origin], np.float32)
+    sketcher = Sketcher(bytes.fromhex(case["sketch_key"]), bases, case["bits"])
+    for name, number in (("listed", 0), ("alone", NO_LIST)):
+        made = sketcher.sketch(points, np.array([number], np.int32), np.zeros(1, np.bool_))
+        n_bytes = case["bits"] // 8
+        assert made.words.tobytes()[:n_bytes].hex() == case[name]["bits"]
+        assert not any(made.words.tobytes()[n_bytes:])
+        assert made.lengths[0] == pytest.approx(case[name]["length"], rel=1e-5)
+        assert made.offsets[0] == pytest.approx(case[name]["offset"], rel=1e-4, abs=1e-3)
