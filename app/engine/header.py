@@ -43,7 +43,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of_new(cls, values: Mapping[str, Any]) -> Self:
         """Return what the row of a new index will say, given the `values` that are stored."""
-        return msgspec.convert({"kind": IndexKind.IVFFLAT.value, "encoder_version": 0, **values}, cls)
+        usual = {"kind": IndexKind.IVFFLAT.value, "encoder_version": 0}
+        return msgspec.convert({**usual, **values}, cls)
 
 
 _decode = msgspec.json.Decoder(Header).decode
