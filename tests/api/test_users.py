@@ -498,7 +498,8 @@ async def test_a_token_minted_by_somebody_else_is_no_api_key(users: Users) -> No
         ),
         "write granted with nothing": "wrapped_write_key = ''",
         "read key damaged": r"wrapped_read_key = wrapped_read_key || '\x00'",
-        "read key of another version": r"wrapped_read_key = '\x02' || substr(wrapped_read_key, 2)",
+        "read key of an older version": r"wrapped_read_key = '\x01' || substr(wrapped_read_key, 2)",
+        "read key of another version": r"wrapped_read_key = '\x03' || substr(wrapped_read_key, 2)",
     }.values(),
 )
 async def test_no_right_is_won_by_changing_the_table(
