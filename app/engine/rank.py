@@ -74,6 +74,7 @@ def best(
     ]
 
 
+@timed("rerank")
 def merged(winners: Sequence[Winner], more: Sequence[Winner], top_k: int) -> list[Winner]:
     """Return the best of two lists. An item that was stored again meanwhile may be in both."""
     if not winners:

@@ -187,10 +187,12 @@ class Search:
     ) -> list[list[Winner]]:
         keyed, shape, queries, ask = self._wanted
         n_items = sum(len(found.item_keys) for found in candidates)
-        return await computed(
-            costs.opening_us(n_items, shape.dimension),
-            lambda: rank.best(keyed, shape, queries[positions], candidates, ask.top_k),
-        )
+        # The wait for a thread is part of the stage.
+        async with stage("rerank"):
+            return await computed(
+                costs.opening_us(n_items, shape.dimension),
+                lambda: rank.best(keyed, shape, queries[positions], candidates, ask.top_k),
+            )
 
     async def _keep(self, ranked: Sequence[Sequence[Winner]]) -> bool:
         """Whether what was ranked may be in the answer; if not, the search takes another way."""

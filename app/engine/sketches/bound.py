@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from app.domain import Matrix, Vector
 from app.engine.sketches.encoder import Encoder
+from app.observe.stages import timed
 
 Shares: TypeAlias = NDArray[np.float64]
 Hammings: TypeAlias = NDArray[np.integer]
@@ -88,6 +89,7 @@ class Opened:
     hammings: Hammings
 
 
+@timed("rerank")
 def further(
     encoder: Encoder, query: Vector, opened: Opened, n_items: int, target: float
 ) -> Look | None:

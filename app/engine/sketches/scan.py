@@ -29,7 +29,7 @@ from app.engine.sketches.statements import Places, Reach, Table
 from app.engine.sketches.token_sets import TokenSet, TokenSets
 from app.filters import terms
 from app.filters.nodes import Node
-from app.observe.stages import timed
+from app.observe.stages import stage, timed
 from app.store import indexes
 from app.store.pg import packed_rows
 from app.store.pg.adapters import ItemKeys, Tokens
@@ -106,7 +106,9 @@ class SketchScan:
         async with indexes.trip(self._connections, self._index) as trip:
             trip.execute(statements.LIST_SETTINGS, (str(self._wanted.ask.n_probes),))
             found = trip.execute(statement, values)
-        seen = [statements.seen(parts) for parts in statements.grouped(found.rows, len(progress))]
+        with stage("open"):
+            parts = statements.grouped(found.rows, len(progress))
+            seen = [statements.seen(part) for part in parts]
         for one, new in zip(progress, seen, strict=True):
             one.hammings = new.hammings
         return [one.rows for one in seen]
