@@ -15,7 +15,7 @@ Statements that searches send are added to a round trip (`ask_…`); the others 
 itself, in the transaction of the connection `raw`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -79,6 +79,14 @@ class ChunkRow(NamedTuple):
     generation: int
     encoder_version: int
     sealed_entries: bytes
+
+
+class ItemRow(NamedTuple):
+    """What a merge or a training reads of an item."""
+
+    item_key: bytes
+    tag: int | None
+    sealed_vector: bytes
 
 
 class Known(NamedTuple):
@@ -244,8 +252,12 @@ async def first_epoch_in_use(raw: Raw, index_id: UUID, layout: LayoutRow) -> int
 
 async def own_layout(raw: Raw, index_id: UUID) -> bool:
     """Keep others from changing the layout until the transaction ends; false when one is at it."""
-    lock = int.from_bytes(index_id.bytes[8:], "big", signed=True)
-    return bool(await _one(raw, "SELECT pg_try_advisory_xact_lock(%s)", lock))
+    return bool(await _one(raw, "SELECT pg_try_advisory_xact_lock(%s)", _layout_lock(index_id)))
+
+
+async def wait_for_layout(raw: Raw, index_id: UUID) -> None:
+    """Wait for a merge that is at work, and keep others out until the transaction ends."""
+    await raw.execute("SELECT pg_advisory_xact_lock(%s)", (_layout_lock(index_id),))
 
 
 async def news(raw: Raw, index_id: UUID, known: Known) -> News:
@@ -269,7 +281,7 @@ async def by_names(raw: Raw, index_id: UUID, names: Sequence[bytes]) -> list[Chu
     return [ChunkRow(*row) for row in await cursor.fetchall()]
 
 
-async def tags(raw: Raw, index_id: UUID, item_keys: Sequence[bytes]) -> dict[bytes, int | None]:
+async def tags(raw: Raw, index_id: UUID, item_keys: Collection[bytes]) -> dict[bytes, int | None]:
     """Return the tag of each item among `item_keys` that is stored, looked up in their order."""
     cursor = await raw.execute(
         f"SELECT item_key, tag FROM {partition_name(index_id)}"
@@ -277,6 +289,43 @@ async def tags(raw: Raw, index_id: UUID, item_keys: Sequence[bytes]) -> dict[byt
         (index_id, ItemKeys(sorted(item_keys))),
     )
     return dict(await cursor.fetchall())
+
+
+async def vectors(raw: Raw, index_id: UUID, item_keys: Collection[bytes]) -> list[ItemRow]:
+    """Return the rows of the items among `item_keys` that are stored, looked up in their order."""
+    cursor = await raw.execute(
+        f"SELECT item_key, tag, sealed_vector FROM {partition_name(index_id)}"
+        " WHERE index_id = %s AND item_key = ANY (%s)",
+        (index_id, ItemKeys(sorted(item_keys))),
+    )
+    return [ItemRow(*row) for row in await cursor.fetchall()]
+
+
+async def all_vectors(raw: Raw, index_id: UUID, at_a_time: int) -> AsyncIterator[list[ItemRow]]:
+    """Yield the rows of all items, `at_a_time`, as of one moment."""
+    async with raw.cursor("all_vectors") as cursor:
+        await cursor.execute(
+            f"SELECT item_key, tag, sealed_vector FROM {partition_name(index_id)}"
+            " WHERE index_id = %s",
+            (index_id,),
+            binary=True,
+        )
+        while rows := await cursor.fetchmany(at_a_time):
+            yield [ItemRow(*row) for row in rows]
+
+
+async def add(raw: Raw, index_id: UUID, chunks: Sequence[ChunkRow]) -> None:
+    """Add chunks that no layout uses yet."""
+    await _insert(raw, index_id, None, chunks)
+
+
+async def drop_unused(raw: Raw, index_id: UUID, layout: LayoutRow) -> None:
+    """Delete chunks that a training has left which did not come to its end."""
+    await raw.execute(
+        f"DELETE FROM {chunk_partition_name(index_id)}"
+        " WHERE index_id = %s AND epoch IS NULL AND generation > %s",
+        (index_id, layout.generation),
+    )
 
 
 async def change(raw: Raw, index_id: UUID, change: Change) -> None:
@@ -385,6 +434,11 @@ async def _one(raw: Raw, statement: str, value: Any) -> Any:
     row = await cursor.fetchone()
     assert row is not None  # noqa: S101 - a function has a value
     return row[0]
+
+
+def _layout_lock(index_id: UUID) -> int:
+    """Return the advisory lock of the layout: bits of the random id that no other lock has."""
+    return int.from_bytes(index_id.bytes[8:], "big", signed=True)
 
 
 def _epoch_lock(index_id: UUID, epoch: int) -> int:
