@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.utils import Buffer
 from numpy.typing import NDArray
 
-from app.domain import Joined
+from app.domain import ITEM_KEY_BYTES, Joined
 from app.errors import DataCorrupted
 
 VERSION = 1
@@ -33,7 +33,6 @@ HEADER_BYTES = 1 + NONCE_BYTES
 OVERHEAD_BYTES = HEADER_BYTES + TAG_BYTES
 KEY_BYTES = 32
 SESSION_BYTES = 32
-ITEM_KEY_BYTES = 16
 N_SHARDS = 64
 KEY_MATERIAL_BYTES = N_SHARDS * KEY_BYTES
 # The item key of a value that belongs to the index as a whole.

@@ -13,8 +13,8 @@ the opened metadata.
 from collections.abc import Callable, Iterable
 
 from app.crypto.prf import Prf
+from app.domain import ITEM_KEY_BYTES
 
-ITEM_KEY_BYTES = 16
 TOKEN_BYTES = 8
 
 

@@ -6,7 +6,6 @@ from uuid import UUID
 from cachetools import TTLCache
 
 from app import store
-from app.domain import Index
 from app.engine import costs
 from app.engine.kind import Wanted
 from app.store.pg.pool import Pool
@@ -26,7 +25,7 @@ class SmallIndexes:
         index, dimension = wanted.keyed.index, wanted.shape.dimension
         if index.is_trained or index.id in self._large:
             return wanted
-        n_items = await self._n_items(index)
+        n_items = await store.indexes.n_items(self._connections, index)
         if n_items > 2 * costs.SMALL_INDEX_ITEMS:
             self._large[index.id] = True
         is_small = n_items <= costs.SMALL_INDEX_ITEMS
@@ -35,9 +34,3 @@ class SmallIndexes:
         # One more than there are, so that the first look knows that it has seen them all.
         pool = max(wanted.ask.pool, n_items + 1)
         return wanted._replace(ask=replace(wanted.ask, pool=pool))
-
-    async def _n_items(self, index: Index) -> int:
-        async with store.indexes.trip(self._connections, index) as trip:
-            counted = trip.execute(store.indexes.N_ITEMS, (index.id,))
-        n_items: int = counted.one()[0]
-        return n_items

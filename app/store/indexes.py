@@ -62,6 +62,14 @@ class Counts(NamedTuple):
     n_outdated: int
 
 
+async def n_items(connections: Pool, index: Index) -> int:
+    """Return the number of items of an index. Raises `StaleIndex`."""
+    async with trip(connections, index) as counting:
+        counted = counting.execute(N_ITEMS, (index.id,))
+    n: int = counted.one()[0]
+    return n
+
+
 async def create(connection: AsyncConnection, values: dict[str, Any]) -> None:
     """Insert the row of a new index. Raises `Conflict` when the name is taken."""
     try:

@@ -22,6 +22,7 @@ import pytest
 
 from app.crypto import aead, hkdf, keys, tokens
 from app.crypto.prf import Prf
+from app.domain import ITEM_KEY_BYTES
 from app.errors import DataCorrupted, InvalidInput
 
 Case = dict[str, Any]
@@ -69,10 +70,10 @@ def test_aes_gcm_opens_what_is_valid_and_nothing_else(case: Case) -> None:
     aad, plaintext = bytes.fromhex(case["aad"]), bytes.fromhex(case["msg"])
     sealer = aead.Sealer(bytes.fromhex(case["key"]) * aead.N_SHARDS, uuid.UUID(int=0), "")
     # Ours is index id ‖ item key ‖ label, of which the item key alone has a length to keep to.
-    item_key = aad[-aead.ITEM_KEY_BYTES :]
-    if len(item_key) < aead.ITEM_KEY_BYTES:
+    item_key = aad[-ITEM_KEY_BYTES:]
+    if len(item_key) < ITEM_KEY_BYTES:
         item_key = AnyLength(item_key)
-    sealer._aad_prefix, sealer._aad_suffix = aad[: -aead.ITEM_KEY_BYTES], b""
+    sealer._aad_prefix, sealer._aad_suffix = aad[:-ITEM_KEY_BYTES], b""
     sealed = b"\x01" + bytes.fromhex(case["iv"] + case["ct"] + case["tag"])
     if case["result"] == "valid":
         assert sealer.open(item_key, sealed) == plaintext
@@ -89,7 +90,7 @@ class AnyLength(bytes):
     __slots__ = ()
 
     def __len__(self) -> int:
-        return aead.ITEM_KEY_BYTES
+        return ITEM_KEY_BYTES
 
     def __getitem__(self, place: Any) -> Any:
         return 0

@@ -6,10 +6,11 @@ import uuid
 import numpy as np
 
 from app.crypto import aead, keys
+from app.domain import ITEM_KEY_BYTES
 
 N_SEALS = int(os.environ.get("SEALDEX_TEST_SEALS", "10_000_000"))
 _BATCH = 10_000
-ITEM_KEY = bytes(aead.ITEM_KEY_BYTES)
+ITEM_KEY = bytes(ITEM_KEY_BYTES)
 
 
 def nonce_of(sealed: bytes) -> bytes:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.crypto import aead, keys
-from app.domain import Metric
+from app.crypto import keys
+from app.domain import ITEM_KEY_BYTES, Metric
 from app.engine.sketches.encoder import Encoder
 from app.engine.sketches.parameters import EncoderParameters
 from app.errors import AppError, DataCorrupted
@@ -60,7 +60,7 @@ def test_arbitrary_bytes_are_rejected(sealed: bytes) -> None:
 @given(bit=st.integers(0, 10_000), place=st.integers(0, 4))
 @settings(deadline=None)
 def test_any_flipped_bit_of_any_row_is_rejected(bit: int, place: int) -> None:
-    of_rows = [bytes([number]) * aead.ITEM_KEY_BYTES for number in range(5)]
+    of_rows = [bytes([number]) * ITEM_KEY_BYTES for number in range(5)]
     sealed = SEALER.seal_rows(of_rows, np.ones((5, 3), np.float32))
     sealed[place] = flip_bit(sealed[place], bit)
     with pytest.raises(DataCorrupted):

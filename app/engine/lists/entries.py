@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ITEM_KEY_BYTES = 16
+from app.domain import ITEM_KEY_BYTES
+
 # Item key and tag, which name the item; length and offset of the sketch, zero where there is none.
 FIELDS = np.dtype(
     [

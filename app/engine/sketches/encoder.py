@@ -110,16 +110,6 @@ class Encoder:
         shares: NDArray[np.float64] = differing_shares(lifted[:1], lifted[1:], self._noise)[0]
         return shares
 
-    def distance_bound(self, query: Vector, items: Matrix, n_deviations: float) -> float:
-        """Hamming distance that sketches of items as far as `items` (n, d) seldom exceed.
-
-        `query` is (d,). The bound is so many standard deviations above what is to be expected of
-        the farthest of `items`, bits taken as independent; the rows of a rotation are less than
-        that.
-        """
-        share = float(self.differing_shares(query, items).max())
-        return float(self.bits * share + n_deviations * np.sqrt(self.bits * share * (1 - share)))
-
     def _check_shape(self, vectors: Matrix) -> None:
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:  # noqa: PLR2004 (rows and columns)
             raise InvalidInput(f"vectors must have {self.dimension} dimensions")

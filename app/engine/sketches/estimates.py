@@ -45,9 +45,7 @@ class Estimates:
         name = (table.index.id, None)
         known = self._known.get(name)
         if known is None:
-            async with indexes.trip(connections, table.index) as trip:
-                counted = trip.execute(indexes.N_ITEMS, (table.index.id,))
-            known = Estimate(counted.one()[0], 1.0)
+            known = Estimate(await indexes.n_items(connections, table.index), 1.0)
             if known.n_items >= MIN_ESTIMATED_ITEMS:
                 self._known[name] = known
         return known.n_items

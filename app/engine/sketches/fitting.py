@@ -6,9 +6,11 @@ stored before lack one, and searches use the old encoder until all have it.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import store
 from app.crypto import aead
@@ -21,6 +23,8 @@ from app.engine.sketches.parameters import EncoderParameters
 from app.engine.sketches.samples import SealedVector
 from app.engine.trainable import Work
 from app.store.indexes import StaleIndex
+
+Answer = TypeVar("Answer")
 
 _FIRST_FITTED_VERSION = 1
 _SAMPLE_ITEMS = 20_000
@@ -40,7 +44,8 @@ async def prepare(work: Work) -> None:
         parameters = await _fitted(work)
         if parameters is None:
             return
-        await _empty(work)
+        if index.encoder_version >= _FIRST_FITTED_VERSION:
+            await _empty(work)
         index = await _announced(work, parameters)
     work.enter("encoding")
     await _Filler(work, open_row(index, work.opened.keys)).fill()
@@ -71,11 +76,14 @@ async def _empty(work: Work) -> None:
     """
     index = work.opened.index
     last: bytes | None = b""
+
+    async def emptied(connection: AsyncConnection) -> bytes | None:
+        assert last is not None  # noqa: S101 - the loop ends then
+        version = index.encoder_version + 1
+        return await samples.empty_sketches(connection, index, version, last, _EMPTIED_AT_A_TIME)
+
     while last is not None:
-        async with work.engine.begin() as connection:
-            last = await samples.empty_sketches(
-                connection, index, index.encoder_version + 1, last, _EMPTIED_AT_A_TIME
-            )
+        last = await _committed(work, emptied)
 
 
 async def _sample(work: Work, dimension: int) -> Matrix:
@@ -176,18 +184,24 @@ class _Filler:
             await self._writing.popleft()
 
     async def _write(self, item_keys: Sequence[bytes], sketches: Sequence[bytes]) -> None:
-        for attempt in range(_ATTEMPTS):
-            try:
-                async with self._work.engine.begin() as connection:
-                    await samples.write_sketches(
-                        connection, self._opened.index, self._version, item_keys, sketches
-                    )
-            except samples.Collision:
-                if attempt == _ATTEMPTS - 1:
-                    raise
-                await asyncio.sleep(_PAUSE_S * 2**attempt)
-            else:
-                return
+        async def written(connection: AsyncConnection) -> None:
+            await samples.write_sketches(
+                connection, self._opened.index, self._version, item_keys, sketches
+            )
+
+        await _committed(self._work, written)
+
+
+async def _committed(work: Work, write: Callable[[AsyncConnection], Awaitable[Answer]]) -> Answer:
+    """Return what `write` returns in a transaction of its own, which is repeated if it collides."""
+    for attempt in range(_ATTEMPTS - 1):
+        try:
+            async with work.engine.begin() as connection:
+                return await write(connection)
+        except samples.Collision:
+            await asyncio.sleep(_PAUSE_S * 2**attempt)
+    async with work.engine.begin() as connection:
+        return await write(connection)
 
 
 def _encode(opened: KeyedIndex, encoder: Encoder, rows: Sequence[SealedVector]) -> list[bytes]:

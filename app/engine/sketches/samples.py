@@ -107,29 +107,32 @@ async def empty_sketches(
 ) -> bytes | None:
     """Empty the column for a version of the encoder in the next `limit` items after a key.
 
-    Return the last key, or None when there are no more. Rows are locked in the order of keys.
+    Return the last key, or None when there are no more. Rows are locked in the order of keys, as in
+    `write_sketches`, and for the same reason. Raises `Collision`.
     """
     column, partition = sketch_column(encoder_version), partition_name(index.id)
-    async with driver(connection) as raw:
-        cursor = await raw.execute(
-            f"""
-            WITH emptied AS (
-                SELECT item_key FROM {partition} WHERE index_id = %s AND item_key > %s
-                ORDER BY item_key LIMIT %s
-            ), found AS (
-                SELECT item_key FROM {partition}
-                WHERE index_id = %s AND item_key IN (SELECT item_key FROM emptied)
-                    AND {column} IS NOT NULL
-                ORDER BY item_key FOR UPDATE
-            ), written AS (
-                UPDATE {partition} AS stored SET {column} = NULL FROM found
-                WHERE stored.index_id = %s AND stored.item_key = found.item_key
-            )
-            SELECT item_key FROM emptied ORDER BY item_key DESC LIMIT 1
-            """,
-            (index.id, after, limit, index.id, index.id),
-            binary=True,
+    statement = f"""
+        WITH emptied AS (
+            SELECT item_key FROM {partition} WHERE index_id = %s AND item_key > %s
+            ORDER BY item_key LIMIT %s
+        ), found AS (
+            SELECT item_key FROM {partition}
+            WHERE index_id = %s AND item_key IN (SELECT item_key FROM emptied)
+                AND {column} IS NOT NULL
+            ORDER BY item_key FOR UPDATE
+        ), written AS (
+            UPDATE {partition} AS stored SET {column} = NULL FROM found
+            WHERE stored.index_id = %s AND stored.item_key = found.item_key
         )
+        SELECT item_key FROM emptied ORDER BY item_key DESC LIMIT 1
+        """
+    async with driver(connection) as raw:
+        try:
+            cursor = await raw.execute(
+                statement, (index.id, after, limit, index.id, index.id), binary=True
+            )
+        except pg.DeadlockDetected as error:
+            raise Collision from error
         row = await cursor.fetchone()
         return None if row is None else bytes(row[0])
 

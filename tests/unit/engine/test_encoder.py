@@ -271,7 +271,7 @@ def test_nearest_by_euclidean_distance_are_in_the_pool_when_norms_vary() -> None
 
 
 @pytest.mark.parametrize("metric", list(Metric))
-def test_few_sketches_are_farther_away_than_their_bound(metric: Metric) -> None:
+def test_sketches_differ_in_the_share_of_bits_that_is_expected(metric: Metric) -> None:
     queries, others = random_vectors(40, 64), random_vectors(100, 64, seed=2)
     encoder = encoder_for(others, metric)
     found, expected, deviations = [], [], []
@@ -280,13 +280,9 @@ def test_few_sketches_are_farther_away_than_their_bound(metric: Metric) -> None:
         found += hamming(
             encoder.encode_items(items, keys_of(len(items))), encoder.encode_queries(query[None])
         ).tolist()
-        bounds = [[encoder.distance_bound(query, item[None], n) for n in (0, 1)] for item in items]
-        expected += [low for low, _ in bounds]
-        deviations += [high - low for low, high in bounds]
-        # That of several is that of the farthest.
-        assert encoder.distance_bound(query, items, 1) == pytest.approx(
-            max(high for _, high in bounds)
-        )
+        shares = encoder.differing_shares(query, items)
+        expected += (encoder.bits * shares).tolist()
+        deviations += np.sqrt(encoder.bits * shares * (1 - shares)).tolist()
     residuals = (np.array(found) - expected) / deviations
     assert abs(residuals.mean()) < 0.1
     assert residuals.std() < 1.1
