@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from uuid import UUID
 
 import psycopg.errors as pg
 from cachetools import LRUCache, TTLCache
@@ -138,6 +139,8 @@ class IndexOpener:
         self._sessions: TTLCache[bytes, sessions.Session] = TTLCache(
             settings.key_cache_size, _SESSION_TTL_S
         )
+        # Not tried again for a while, where the database takes no changes.
+        self._left_headerless: TTLCache[UUID, None] = TTLCache(_MAX_REMEMBERED_ROWS, _REFUSED_TTL_S)
         self._refused_users: TTLCache[bytes, None] = TTLCache(_MAX_REFUSED_USERS, _REFUSED_TTL_S)
 
     @property
@@ -218,6 +221,8 @@ class IndexOpener:
         Raises `StaleIndex` when that is done, or done by another worker: the row is a new one then.
         """
         index = keyed.index
+        if index.id in self._left_headerless:
+            return keyed
         dek = keys.unwrap_dek(kek, index.wrapped_dek, index.id)
         sealed = header.seal(keyed.keys, header.Header.of(index))
         wrapped = keys.wrap_dek(kek, dek, index.id)
@@ -227,6 +232,7 @@ class IndexOpener:
         except errors.Unavailable as error:
             # A database that takes no changes can still be read.
             logger.warning("index %s got no sealed header: %s", index.id, error)
+            self._left_headerless[index.id] = None
             return keyed
         raise store.indexes.StaleIndex
 

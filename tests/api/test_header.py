@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import AsyncIterator
+from unittest.mock import Mock
 from uuid import UUID
 
 import psycopg
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from app import store
 from app.crypto import keys
 from app.settings import Settings
 from tests.api.conftest import KEY, ROOT_KEY, RemoteIndex, serve
@@ -190,3 +192,25 @@ async def test_a_wrapped_key_of_before_headers_can_be_refused(
         status, text = await query(RemoteIndex(client, name=index.name))
     assert status == 500
     assert "header" in text
+
+
+async def test_an_index_of_before_headers_is_read_where_the_database_takes_no_changes(
+    index: RemoteIndex,
+    settings_here: Settings,
+    database_dsn: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    take_header(database_dsn)
+    execute(
+        database_dsn,
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on',"
+        " current_database()); END $$",
+    )
+    tried = Mock(wraps=store.indexes.add_header)
+    monkeypatch.setattr(store.indexes, "add_header", tried)
+    async with serve(settings_here) as client:
+        client.headers["X-API-Key"] = ROOT_KEY
+        for _ in range(3):
+            assert (await query(RemoteIndex(client, name=index.name)))[0] == 200
+    assert header_of(database_dsn) == (None, 1)
+    assert tried.call_count == 1
